@@ -1,0 +1,1 @@
+"""Experiments as data: `--config=configs/maxquery.py:pancreas`."""

@@ -1,0 +1,100 @@
+"""Fields that every experiment has, with their defaults. Paper numbers live in the experiments."""
+
+from ml_collections import ConfigDict
+
+
+def get_base(name: str) -> ConfigDict:
+    """Returns the complete set of fields; experiments change values, they do not add fields."""
+    config = ConfigDict()
+    config.name = name
+    config.variant = ''
+    config.seed = 0
+    config.data = _data()
+    config.augment = ConfigDict({'enabled': True})
+    config.model = _model()
+    config.stages = ()
+    # Mesh axis sizes; -1 takes the devices that are left (DESIGN section 8).
+    config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'spatial': 1})
+    config.checkpoint = ConfigDict({'every_steps': 1000, 'keep': 2})
+    config.log = ConfigDict({'every_steps': 50})
+    config.validation = ConfigDict({'every_steps': 0, 'batches': 8})
+    return config
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.store = ''  # folder or URL written by launch.prepare
+    # A built-in cohort to generate instead of reading a store: fields of phantom.CohortSpec.
+    data.phantom = ConfigDict()
+    data.patch_size = (0, 0, 0)  # voxels (z, y, x)
+    data.batch_size = 2
+    data.oversample_rate = 1 / 3  # nnU-Net: share of samples centred on foreground
+    data.num_workers = 0
+    data.num_threads = 2
+    data.prefetch = 4
+    return data
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.dtype = 'float32'  # compute; parameters, norms and losses are float32
+    model.conv_form = 'auto'  # plain | scan | auto: scan on one CPU device at real sizes
+    model.backbone = ConfigDict(
+        {
+            'name': 'unet',
+            'base_features': 32,
+            'max_features': 320,
+            'convs_per_stage': 2,
+            'max_stages': 0,  # 0: as many as the topology rule gives
+            'deep_supervision': True,
+        }
+    )
+    model.decoder = ConfigDict(
+        {
+            'num_queries': 32,
+            'query_groups': (16, 4, 12),
+            'output_strides': (32, 16, 8, 4),
+            'query_dim': 256,
+            'embed_dim': 128,
+            'num_heads': 8,
+            'ffn_dim': 2048,
+            'drop_path': 0.2,
+            'deep_supervision': True,
+            'pixel_stride': (1, 1, 1),
+            'self_attention_input': 'pre',
+            'kmeans_reduction': 'sum',
+        }
+    )
+    return model
+
+
+def stage(objective: str) -> ConfigDict:
+    """Fields of one stage: what it trains, for how long, with which optimiser."""
+    cfg = ConfigDict()
+    cfg.objective = objective  # segmentation | maxquery
+    cfg.init_from = ''  # '' previous stage (scratch for the first); or a run directory
+    cfg.epochs = 1
+    cfg.steps_per_epoch = 250
+    cfg.accumulate = 1  # micro-batches per optimiser step
+    cfg.optim = ConfigDict(
+        {
+            'name': 'sgd',
+            'learning_rate': 1e-2,
+            'momentum': 0.99,
+            'weight_decay': 3e-5,
+            'clip_norm': 12.0,
+            'poly_power': 0.9,
+            'frozen_epochs': 0,  # epochs in which parameters below backbone/ stay fixed
+            'backbone_multiplier': 1.0,  # learning-rate factor of backbone/ afterwards
+        }
+    )
+    cfg.loss = ConfigDict(
+        {
+            'ce_weight': 1.0,
+            'dice_weight': 1.0,
+            'qd_weight': 0.0,
+            'aux_weight': 1.0,
+            'batch_dice': False,
+        }
+    )
+    return cfg

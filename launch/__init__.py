@@ -1,0 +1,1 @@
+"""The verbs: `python -m launch.VERB --help`. Flags and `absl.app` only."""

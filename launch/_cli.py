@@ -1,0 +1,71 @@
+"""Runs a verb: flags, one-line errors, exit codes 0, 1 and 2."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from maxquery_jax.errors import UserError
+
+_DEBUG = flags.DEFINE_bool(
+    'debug', False, "Show the traceback of errors that are the input's fault."
+)
+
+EXIT_USER = 2
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags, calls `main` and turns failures into exit codes.
+
+    Exit 0 on success; 2 with one line on stderr when the user's input or data is at fault
+    (`UserError`, a flag that does not parse, an unknown config field); 1 with a traceback for a
+    bug of ours; 130 when interrupted.
+
+    Args:
+        main: the verb; reads its own flags.
+    """
+    logging.set_verbosity(logging.WARNING)
+    app.run(lambda _: _guard(main), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(list(argv))
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ImportError,
+        OSError,
+        UserError,
+    ) as error:
+        _fail(error)
+    if len(rest) > 1:
+        _fail(
+            UserError(
+                f'unexpected argument {rest[1]!r}; options look like --name=value, see --help'
+            )
+        )
+    return rest
+
+
+def _guard(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except UserError as error:
+        if _DEBUG.value:
+            raise
+        _fail(error)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        os._exit(130)  # worker threads of the input pipeline must not delay the exit
+
+
+def _fail(error: BaseException) -> None:
+    message = ' '.join(str(error).split()) or type(error).__name__
+    print(f'error: {message}', file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(EXIT_USER)

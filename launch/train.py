@@ -1,0 +1,42 @@
+"""Trains every stage of an experiment; the same command continues after any interruption.
+
+    python -m launch.train --config=configs/maxquery.py:demo --workdir=runs/demo
+    python -m launch.train --config=configs/maxquery.py:liver --workdir=runs/liver \\
+        --config.data.store=stores/liver --config.seed=1
+
+Any field of the config can be changed with --config.FIELD=VALUE.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import _cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Experiment, e.g. configs/maxquery.py:demo', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; made if missing, continued if not.')
+
+
+def main() -> None:
+    """Trains `--config` in `--workdir`."""
+    from maxquery_jax.errors import UserError
+    from maxquery_jax.report.pictures import plot_progress
+    from maxquery_jax.train.experiment import train
+
+    if _CONFIG.value is None:
+        raise UserError('name an experiment with --config, e.g. --config=configs/maxquery.py:demo')
+    if not _WORKDIR.value:
+        raise UserError('name a run directory with --workdir, e.g. --workdir=runs/demo')
+    workdir = pathlib.Path(_WORKDIR.value)
+
+    def on_log() -> None:
+        plot_progress(workdir / 'metrics.jsonl', workdir / 'progress.png')
+
+    train(_CONFIG.value, workdir, on_log=on_log)
+
+
+if __name__ == '__main__':
+    _cli.run(main)

@@ -1,0 +1,157 @@
+"""Learning-rate schedule and optimiser of a stage, with freezing by parameter path."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from maxquery_jax.errors import UserError
+from maxquery_jax.typing import Array, PyTree
+
+BACKBONE = 'backbone'
+OPTIMISERS = ('sgd', 'radam', 'adamw')
+
+
+class FreezeState(NamedTuple):
+    """`count` int32 steps seen; `inner` the wrapped transformation's state."""
+
+    count: Array
+    inner: PyTree
+
+
+def poly_schedule(
+    learning_rate: float, epochs: int, steps_per_epoch: int, power: float
+) -> optax.Schedule:
+    """Polynomial decay per epoch: lr * (1 - epoch / epochs)^power (nnU-Net; MaxQuery Sec. 4.2).
+
+    Args:
+        learning_rate: value in epoch 0.
+        epochs: number of epochs; the rate would reach 0 after the last.
+        steps_per_epoch: optimiser steps of one epoch.
+        power: exponent, 0.9 in nnU-Net.
+    """
+
+    def schedule(count: Array) -> Array:
+        epoch = jnp.minimum(count // steps_per_epoch, epochs - 1)
+        return learning_rate * (1.0 - epoch / epochs) ** power
+
+    return schedule
+
+
+def freeze_for(
+    inner: optax.GradientTransformation, frozen_steps: int
+) -> optax.GradientTransformation:
+    """Zero updates and an untouched inner state for the first `frozen_steps` steps.
+
+    Moments and their bias correction therefore start when the parameters start to train, as in
+    an optimiser that never saw them before, and the state's structure never changes, so a
+    checkpoint from either phase loads in the other.
+    """
+
+    def init(params: PyTree) -> FreezeState:
+        return FreezeState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(updates: PyTree, state: FreezeState, params: PyTree = None):
+        new_updates, new_inner = inner.update(updates, state.inner, params)
+        frozen = state.count < frozen_steps
+        updates = jax.tree.map(lambda u: jnp.where(frozen, jnp.zeros_like(u), u), new_updates)
+        kept = jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state.inner, new_inner)
+        return updates, FreezeState(state.count + 1, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def label_by_root(params: PyTree) -> PyTree:
+    """Labels each leaf 'backbone' or 'rest' by the first part of its path."""
+
+    def label(path, _):
+        return BACKBONE if _root(path) == BACKBONE else 'rest'
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _root(path) -> str:
+    parts = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+    return parts[0]
+
+
+def make_optimizer(
+    name: str,
+    *,
+    learning_rate: float,
+    epochs: int,
+    steps_per_epoch: int,
+    weight_decay: float,
+    clip_norm: float,
+    poly_power: float = 0.9,
+    momentum: float = 0.99,
+    frozen_epochs: int = 0,
+    backbone_multiplier: float = 1.0,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Builds a stage's optimiser (MaxQuery Sec. 4.2; nnU-Net for 'sgd').
+
+    Weight decay of 'sgd' and 'radam' is added to the gradient (coupled L2, as the peers'
+    optimisers do it); 'adamw' decouples it.
+
+    Args:
+        name: one of `OPTIMISERS`; 'sgd' is Nesterov with `momentum`.
+        learning_rate: initial rate.
+        epochs: length of the polynomial schedule.
+        steps_per_epoch: optimiser steps in an epoch.
+        weight_decay: coefficient.
+        clip_norm: global gradient norm above which gradients are scaled down; 0 is off.
+        poly_power: exponent of the schedule.
+        momentum: of 'sgd'.
+        frozen_epochs: epochs without updates for parameters below `backbone/`.
+        backbone_multiplier: factor on the updates of `backbone/` afterwards.
+
+    Returns:
+        The transformation and its learning-rate schedule (for logs).
+
+    Raises:
+        UserError: unknown name, or a number out of range.
+    """
+    _validate(name, learning_rate, weight_decay, clip_norm, epochs, frozen_epochs)
+    schedule = poly_schedule(learning_rate, epochs, steps_per_epoch, poly_power)
+
+    def rule() -> optax.GradientTransformation:
+        if name == 'sgd':
+            return optax.chain(
+                optax.add_decayed_weights(weight_decay), optax.trace(momentum, nesterov=True)
+            )
+        if name == 'radam':
+            return optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_radam())
+        return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
+
+    parts = []
+    if clip_norm:
+        parts.append(optax.clip_by_global_norm(clip_norm))
+    if frozen_epochs or backbone_multiplier != 1.0:
+        backbone = freeze_for(
+            optax.chain(rule(), optax.scale(backbone_multiplier)), frozen_epochs * steps_per_epoch
+        )
+        parts.append(optax.partition({BACKBONE: backbone, 'rest': rule()}, label_by_root))
+    else:
+        parts.append(rule())
+    parts.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts), schedule
+
+
+def build_optimizer(stage: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser and schedule that a stage's config describes."""
+    return make_optimizer(**stage.optim, epochs=stage.epochs, steps_per_epoch=stage.steps_per_epoch)
+
+
+def _validate(name, learning_rate, weight_decay, clip_norm, epochs, frozen_epochs) -> None:
+    if name not in OPTIMISERS:
+        raise UserError(f'unknown optimiser {name!r}: choose from {", ".join(OPTIMISERS)}')
+    if not 0 < learning_rate < 10:
+        raise UserError(f'learning_rate must lie in (0, 10), got {learning_rate}')
+    if not 0 <= weight_decay < 1:
+        raise UserError(f'weight_decay must lie in [0, 1), got {weight_decay}')
+    if not clip_norm >= 0:
+        raise UserError(f'clip_norm must be 0 (off) or positive, got {clip_norm}')
+    if epochs < 1 or not 0 <= frozen_epochs <= epochs:
+        raise UserError(f'frozen_epochs must lie in 0..epochs ({epochs}), got {frozen_epochs}')

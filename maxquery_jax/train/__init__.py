@@ -1,0 +1,1 @@
+"""Training: state, streams, step, loop, checkpoints."""

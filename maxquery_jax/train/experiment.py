@@ -1,0 +1,134 @@
+"""An experiment: its stages in order, in one command, resumed by itself."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from maxquery_jax.data.store import PatchStore
+from maxquery_jax.parallel.mesh import make_mesh, mesh_context
+from maxquery_jax.train import run_dir
+from maxquery_jax.train.checkpoint import load_params, merge_params
+from maxquery_jax.train.data import open_store
+from maxquery_jax.train.loop import StageRun
+from maxquery_jax.train.rngs import stream
+from maxquery_jax.train.stage import Stage, build_stage, count_flops, make_model
+from maxquery_jax.train.state import count_parameters, init_params
+from maxquery_jax.train.validate import validate
+from maxquery_jax.typing import PyTree
+
+# Heads belong to one objective; the backbone must carry over whole.
+_HEADS = r'(?!backbone/)'
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    on_log: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs every stage of an experiment; a second call continues or finds nothing to do.
+
+    Args:
+        config: see `configs/base.py`.
+        workdir: run directory (DESIGN section 6).
+        on_log: called after metric rows were written.
+
+    Raises:
+        UserError: anything the user or the data can mend.
+    """
+    validate(config)
+    _dry_build(config)
+    run = run_dir.RunDir(workdir)
+    try:
+        enable_compilation_cache(run.path / 'cache')
+        store = open_store(config, run.path)
+        mesh = make_mesh(**config.mesh)
+        run.write_config(json.loads(config.to_json_best_effort()))
+        run.write_manifest(_manifest(config, store, dict(mesh.shape)))
+        for name in config.stages:
+            _run_stage(config, name, store, mesh, run, on_log)
+    finally:
+        run.close()
+
+
+def enable_compilation_cache(directory: pathlib.Path) -> None:
+    """Keeps compiled programs in the run, so that a restart starts several times faster."""
+    jax.config.update('jax_compilation_cache_dir', str(directory.absolute()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    # Without this a cache that moved to another path is never hit.
+    jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
+
+
+def _dry_build(config: ConfigDict) -> None:
+    """Fails on sizes that do not fit before a phantom cohort is generated for them."""
+    if config.data.phantom and not config.data.store:
+        for name in config.stages:
+            spacing = tuple(config.data.phantom.spacing_mm)
+            make_model(config, config[name].objective, 3, spacing, 'plain')
+
+
+def _run_stage(config, name: str, store: PatchStore, mesh, run, on_log) -> None:
+    stage = build_stage(config, name, store.manifest, mesh)
+    stage_run = StageRun(config, stage, store, mesh, run, on_log)
+    done = stage_run.finished_steps()
+    if done >= stage.total_steps:
+        print(f'{name}: already at step {done} of {stage.total_steps}', flush=True)
+        stage_run.close()
+        return
+    run.drop_rows_after(tuple(config.stages), name, done)
+    started = time.perf_counter()
+    _describe(config, stage, store)
+    stage_run.execute(lambda: _initial_params(config, stage, store, run.path))
+    print(f'{name}: finished in {time.perf_counter() - started:.0f} s', flush=True)
+
+
+def _describe(config: ConfigDict, stage: Stage, store: PatchStore) -> None:
+    count = count_parameters(stage.boxed_params)
+    flops = count_flops(config, stage, store.manifest) * config.data.batch_size
+    print(
+        f'{stage.name}: {count / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP per step '
+        f'(forward and backward, batch {config.data.batch_size}), patch {stage.patch_size}, '
+        f'{stage.total_steps} steps, {len(store.case_ids("train"))} training cases',
+        flush=True,
+    )
+
+
+def _initial_params(
+    config: ConfigDict, stage: Stage, store: PatchStore, path: pathlib.Path
+) -> PyTree:
+    shape = (1, *stage.patch_size, len(store.manifest.channels))
+    initial = init_params(stage.model, shape, stream(config.seed, f'{stage.name}/init', 0))
+    position = tuple(config.stages).index(stage.name)
+    if stage.config.init_from:
+        loaded, name, step = load_params(stage.config.init_from)
+        source = f'{stage.config.init_from}, {name} step {step}'
+    elif position:
+        loaded, name, step = load_params(path, config.stages[position - 1])
+        source = f'{name} step {step}'
+    else:
+        return initial
+    print(f'{stage.name}: initial weights from {source}', flush=True)
+    return merge_params(initial, loaded, only_loaded=_HEADS, only_initial=_HEADS)
+
+
+def _manifest(config: ConfigDict, store: PatchStore, mesh: dict) -> dict:
+    data = store.manifest.to_json()
+    keys = ('dataset', 'spacing_mm', 'channels', 'intensity', 'labels', 'label_map', 'splits')
+    return {
+        'format': 'maxquery_jax/run',
+        'version': 1,
+        'versions': run_dir.versions(),
+        'seed': config.seed,
+        'mesh': mesh,
+        'devices': [str(device.device_kind) for device in jax.devices()],
+        'store': str(store.path),
+        'data': {key: data[key] for key in keys},
+        'data_sha256': {case: entry['sha256'] for case, entry in data['cases'].items()},
+    }

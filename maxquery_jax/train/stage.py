@@ -1,0 +1,191 @@
+"""Builds one stage: model, objective, optimiser, augmentation, compiled steps."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from maxquery_jax.augment import policy as augment_policy
+from maxquery_jax.data.store import Manifest
+from maxquery_jax.losses import total
+from maxquery_jax.models.build import build_model
+from maxquery_jax.ops.conv import resolve_form
+from maxquery_jax.optim import build_optimizer
+from maxquery_jax.parallel import sharding
+from maxquery_jax.train import state as train_state
+from maxquery_jax.train import steps
+from maxquery_jax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage, ready to be initialised, compiled and run.
+
+    Attributes:
+        name: field of the config.
+        config: that field.
+        model: linen module.
+        tx: optimiser.
+        schedule: its learning rate by step.
+        total_steps: optimiser steps.
+        frozen_steps: first steps in which the backbone does not train.
+        crop_size: voxels (z, y, x) read per sample; augmentation cuts the patch out of it.
+        patch_size: voxels (z, y, x) the model sees.
+        boxed_params: abstract parameters with logical axes.
+        shardings: of the whole state.
+        make_step: `frozen` to the pure train step.
+        eval_step: validation counts.
+    """
+
+    name: str
+    config: ConfigDict
+    model: nn.Module
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    total_steps: int
+    frozen_steps: int
+    crop_size: tuple[int, int, int]
+    patch_size: tuple[int, int, int]
+    boxed_params: PyTree
+    shardings: train_state.TrainState
+    make_step: Callable[[bool], Callable]
+    eval_step: Callable
+
+    def abstract_batch(self, rows: int, channels: int, mesh: Mesh) -> dict[str, Any]:
+        """Shapes of a raw batch as the pipeline delivers it."""
+        place = sharding.batch_sharding(mesh)
+        shape = (rows, *self.crop_size)
+        return {
+            'image': jax.ShapeDtypeStruct((*shape, channels), jnp.int16, sharding=place),
+            'label': jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place),
+            'case': jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place),
+        }
+
+
+def make_model(
+    config: ConfigDict,
+    objective: str,
+    num_classes: int,
+    spacing_mm: tuple[float, ...],
+    conv_form: str | None = None,
+) -> nn.Module:
+    """The model of an objective; raises UserError when sizes do not fit together."""
+    form = conv_form or resolve_form(
+        config.model.conv_form,
+        patch_size=tuple(config.data.patch_size),
+        features=config.model.backbone.base_features,
+    )
+    return build_model(
+        config.model,
+        num_classes=num_classes,
+        patch_size=tuple(config.data.patch_size),
+        spacing_mm=tuple(spacing_mm),
+        objective=objective,
+        conv_form=form,
+    )
+
+
+def build_stage(config: ConfigDict, name: str, manifest: Manifest, mesh: Mesh) -> Stage:
+    """Builds stage `name` of an experiment for a data set.
+
+    Args:
+        config: the experiment.
+        name: stage name.
+        manifest: of the store it trains on.
+        mesh: devices.
+
+    Raises:
+        UserError: model, patch, batch or mesh do not fit together.
+    """
+    cfg = config[name]
+    sharding.check_batch(mesh, config.data.batch_size, cfg.accumulate)
+    patch_size = tuple(config.data.patch_size)
+    model = make_model(config, cfg.objective, manifest.num_classes, manifest.spacing_mm)
+    tx, schedule = build_optimizer(cfg)
+    boxed = train_state.abstract_params(model, (1, *patch_size, len(manifest.channels)))
+    crop = augment_policy.make_center_crop(patch_size, manifest.intensity)
+    if config.augment.enabled:
+        policy = augment_policy.AugmentPolicy()
+        augment = augment_policy.make_augment(policy, patch_size, manifest.intensity)
+        crop_size = augment_policy.crop_size(policy, patch_size)
+    else:
+        augment, crop_size = crop, patch_size
+    objective = _make_objective(cfg, config.model, manifest)
+
+    def make_step(frozen: bool):
+        return steps.make_train_step(
+            model,
+            tx,
+            objective,
+            augment,
+            seed=config.seed,
+            stage=name,
+            accumulate=cfg.accumulate,
+            apply_kwargs={'freeze_backbone': True} if frozen else {},
+        )
+
+    return Stage(
+        name=name,
+        config=cfg,
+        model=model,
+        tx=tx,
+        schedule=schedule,
+        total_steps=cfg.epochs * cfg.steps_per_epoch,
+        frozen_steps=cfg.optim.frozen_epochs * cfg.steps_per_epoch,
+        crop_size=crop_size,
+        patch_size=patch_size,
+        boxed_params=boxed,
+        shardings=train_state.state_shardings(boxed, tx, mesh),
+        make_step=make_step,
+        eval_step=steps.make_eval_step(model, crop, manifest.num_classes),
+    )
+
+
+def _make_objective(cfg: ConfigDict, model: ConfigDict, manifest: Manifest) -> steps.Objective:
+    loss = cfg.loss
+    shared = {
+        'ce_weight': loss.ce_weight,
+        'dice_weight': loss.dice_weight,
+        'batch_dice': loss.batch_dice,
+    }
+    if cfg.objective == 'segmentation':
+        return lambda outputs, label: total.segmentation_objective(outputs, label, **shared)
+    return lambda outputs, label: total.maxquery_objective(
+        outputs,
+        label,
+        query_groups=tuple(model.decoder.query_groups),
+        class_groups=manifest.class_groups,
+        qd_weight=loss.qd_weight,
+        aux_weight=loss.aux_weight,
+        **shared,
+    )
+
+
+def count_flops(config: ConfigDict, stage: Stage, manifest: Manifest) -> float:
+    """Floating-point operations of one forward and backward pass of one patch.
+
+    Counted on the plain convolutions: XLA counts the body of a scan once.
+    """
+    model = make_model(
+        config, stage.config.objective, manifest.num_classes, manifest.spacing_mm, 'plain'
+    )
+    objective = _make_objective(stage.config, config.model, manifest)
+    params = nn.meta.unbox(stage.boxed_params)
+    image = jax.ShapeDtypeStruct((1, *stage.patch_size, len(manifest.channels)), jnp.float32)
+    label = jax.ShapeDtypeStruct((1, *stage.patch_size), jnp.int32)
+
+    def loss(params, image, label):
+        outputs = model.apply(
+            {'params': params}, image, train=True, rngs={'dropout': jax.random.key(0)}
+        )
+        return objective(outputs, label)[0]
+
+    cost = jax.jit(jax.grad(loss)).lower(params, image, label).cost_analysis()
+    return float(cost['flops']) if cost else float(np.nan)
