@@ -13,7 +13,6 @@ CHANNEL = 'channel'
 QUERY = 'query'
 
 # Parameters.
-KERNEL = 'kernel'  # spatial extent of a convolution, never sharded
 FEATURES_IN = 'features_in'
 FEATURES_OUT = 'features_out'
 NORM = 'norm'  # scale and bias vectors
@@ -22,5 +21,5 @@ CLASS = 'class'
 VOLUME = (BATCH, DEPTH, HEIGHT, WIDTH, CHANNEL)  # [B, D, H, W, C]
 RESPONSE = (BATCH, QUERY, DEPTH, HEIGHT, WIDTH)  # [B, N, D, H, W]
 QUERIES = (BATCH, QUERY, CHANNEL)  # [B, N, C]
-CONV_KERNEL = (KERNEL, KERNEL, KERNEL, FEATURES_IN, FEATURES_OUT)
+CONV_KERNEL = (None, None, None, FEATURES_IN, FEATURES_OUT)  # no shard ever splits its extent
 DENSE_KERNEL = (FEATURES_IN, FEATURES_OUT)

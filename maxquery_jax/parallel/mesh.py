@@ -21,7 +21,6 @@ RULES = (
     (axes.WIDTH, None),
     (axes.CHANNEL, None),
     (axes.QUERY, None),
-    (axes.KERNEL, None),
     (axes.FEATURES_IN, None),
     (axes.FEATURES_OUT, FSDP),
     (axes.NORM, None),

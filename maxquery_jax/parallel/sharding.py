@@ -10,6 +10,16 @@ from maxquery_jax.parallel.mesh import DATA, FSDP, RULES
 from maxquery_jax.typing import PyTree
 
 
+def unbox(boxed: PyTree) -> PyTree:
+    """Strips logical axes without adding sharding constraints (flax's own unboxing adds them)."""
+
+    def strip(leaf):
+        boxed_leaf = isinstance(leaf, nn.meta.AxisMetadata)
+        return leaf.unbox(apply_constraint=False) if boxed_leaf else leaf
+
+    return jax.tree.map(strip, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+
+
 def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
     """NamedSharding of each leaf of a tree boxed with logical axes.
 
@@ -17,7 +27,7 @@ def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
     is replicated, not an error.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
-    shapes = nn.meta.unbox(boxed)
+    shapes = unbox(boxed)
 
     def place(leaf, spec: PartitionSpec) -> NamedSharding:
         names = tuple(spec) + (None,) * (len(leaf.shape) - len(spec))

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from maxquery_jax.data.store import PatchStore
-from maxquery_jax.parallel.mesh import make_mesh, mesh_context
+from maxquery_jax.parallel.mesh import make_mesh
 from maxquery_jax.train import run_dir
 from maxquery_jax.train.checkpoint import load_params, merge_params
 from maxquery_jax.train.data import open_store

@@ -50,7 +50,7 @@ class RunDir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f'{self.path} is in use by another training; wait for it or choose another --workdir'
+                f'{self.path} is in use by another training; wait for it or use another --workdir'
             ) from error
 
     def write_config(self, config: dict[str, Any]) -> None:

@@ -177,7 +177,7 @@ def count_flops(config: ConfigDict, stage: Stage, manifest: Manifest) -> float:
         config, stage.config.objective, manifest.num_classes, manifest.spacing_mm, 'plain'
     )
     objective = _make_objective(stage.config, config.model, manifest)
-    params = nn.meta.unbox(stage.boxed_params)
+    params = sharding.unbox(stage.boxed_params)
     image = jax.ShapeDtypeStruct((1, *stage.patch_size, len(manifest.channels)), jnp.float32)
     label = jax.ShapeDtypeStruct((1, *stage.patch_size), jnp.int32)
 

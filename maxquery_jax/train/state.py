@@ -61,7 +61,7 @@ def init_params(model: nn.Module, image_shape: tuple[int, ...], seed_key: Array)
     with jax.default_device(cpu):
         key = jax.random.wrap_key_data(jnp.asarray(np.asarray(bits)), impl='rbg')
         boxed = jax.jit(_init_fn(model, image_shape))(key)
-    return jax.device_get(nn.meta.unbox(boxed))
+    return jax.device_get(sharding.unbox(boxed))
 
 
 def _init_fn(model: nn.Module, image_shape: tuple[int, ...]):
@@ -100,7 +100,7 @@ def abstract_state(
     boxed_params: PyTree, tx: optax.GradientTransformation, shardings: TrainState
 ) -> TrainState:
     """The state as ShapeDtypeStructs with shardings, for restoring and ahead-of-time compiles."""
-    params = nn.meta.unbox(boxed_params)
+    params = sharding.unbox(boxed_params)
     shapes = TrainState(
         jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, params)
     )

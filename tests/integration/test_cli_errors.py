@@ -1,0 +1,60 @@
+"""The shipped commands answer a wrong call with one line and exit code 2, before computing."""
+
+import pathlib
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+DEMO = '--config=configs/maxquery.py:demo'
+
+
+def launch(python, verb, *args):
+    return subprocess.run(
+        [python, '-m', f'launch.{verb}', *args], cwd=ROOT, capture_output=True, text=True,
+        timeout=120, check=False,
+    )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ('verb', 'args', 'words'),
+    [
+        ('train', [], ['--config']),
+        ('train', [DEMO], ['--workdir']),
+        ('train', [DEMO, '--config.data.pach_size=1'], ['pach_size']),
+        ('train', ['--config=configs/maxquery.py:dmo', '--workdir=x'], ['dmo', "'demo'"]),
+        ('train', ['--config=configs/nothing.py', '--workdir=x'], ['nothing.py']),
+        ('train', [DEMO, '--workdir=W', '--config.finetune.optim.learning_rate=-1.0'],
+         ['finetune.optim', 'learning_rate']),
+        ('train', [DEMO, '--workdir=W', '--config.data.patch_size=(32,64,63)'], ['63']),
+        ('train', [DEMO, '--workdir=W', '--config.model.decoder.query_groups=(1,2,3)'],
+         ['query_groups', '32']),
+        ('train', ['--config=configs/maxquery.py:pancreas', '--workdir=W'],
+         ['--config.data.store', ':demo']),
+        ('train', [DEMO, '--workdir=W', 'extra'], ['extra']),
+        ('predict', ['--model=/nonexistent', '--input=a', '--output=b'], ['/nonexistent']),
+        ('evaluate', ['--model=/nonexistent'], ['/nonexistent']),
+        ('report', ['--model=/nonexistent'], ['/nonexistent']),
+        ('prepare', ['--dataset=decathlon', '--source=/nonexistent', '--store=W'],
+         ['/nonexistent']),
+        ('check', ['--dataset=decathlon', '--source=/nonexistent'], ['/nonexistent']),
+        ('check', ['--dataset=nothing', '--source=.'], ['nothing', 'decathlon']),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_one_line_and_exit_2(python, tmp_path, verb, args, words):
+    args = [a.replace('=W', f'={tmp_path / "run"}') for a in args]
+    result = launch(python, verb, *args)
+    lines = [line for line in result.stderr.splitlines() if line.startswith('error:')]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1 and 'Traceback' not in result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('verb', ['train', 'prepare', 'check', 'predict', 'evaluate', 'report'])
+def test_help_teaches_with_a_command(python, verb):
+    result = launch(python, verb, '--help')
+    assert f'python -m launch.{verb}' in result.stdout
