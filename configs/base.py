@@ -72,7 +72,7 @@ def stage(objective: str) -> ConfigDict:
     """Fields of one stage: what it trains, for how long, with which optimiser."""
     cfg = ConfigDict()
     cfg.objective = objective  # segmentation | maxquery
-    cfg.init_from = ''  # '' previous stage (scratch for the first); or a run directory
+    cfg.init_from = ''  # '' previous stage (scratch for the first); or RUN or RUN:STAGE
     cfg.epochs = 1
     cfg.steps_per_epoch = 250
     cfg.accumulate = 1  # micro-batches per optimiser step

@@ -1,6 +1,5 @@
 """An experiment: its stages in order, in one command, resumed by itself."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -107,8 +106,10 @@ def _initial_params(
     initial = init_params(stage.model, shape, stream(config.seed, f'{stage.name}/init', 0))
     position = tuple(config.stages).index(stage.name)
     if stage.config.init_from:
-        loaded, name, step = load_params(stage.config.init_from)
-        source = f'{stage.config.init_from}, {name} step {step}'
+        run, _, wanted = stage.config.init_from.rpartition(':')
+        run, wanted = (run, wanted) if run else (wanted, None)
+        loaded, name, step = load_params(run, wanted)
+        source = f'{run}, {name} step {step}'
     elif position:
         loaded, name, step = load_params(path, config.stages[position - 1])
         source = f'{name} step {step}'

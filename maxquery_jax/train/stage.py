@@ -16,7 +16,6 @@ from maxquery_jax.augment import policy as augment_policy
 from maxquery_jax.data.store import Manifest
 from maxquery_jax.losses import total
 from maxquery_jax.models.build import build_model
-from maxquery_jax.ops.conv import resolve_form
 from maxquery_jax.optim import build_optimizer
 from maxquery_jax.parallel import sharding
 from maxquery_jax.train import state as train_state
@@ -77,18 +76,13 @@ def make_model(
     conv_form: str | None = None,
 ) -> nn.Module:
     """The model of an objective; raises UserError when sizes do not fit together."""
-    form = conv_form or resolve_form(
-        config.model.conv_form,
-        patch_size=tuple(config.data.patch_size),
-        features=config.model.backbone.base_features,
-    )
     return build_model(
         config.model,
         num_classes=num_classes,
         patch_size=tuple(config.data.patch_size),
         spacing_mm=tuple(spacing_mm),
         objective=objective,
-        conv_form=form,
+        conv_form=conv_form or config.model.conv_form,
     )
 
 

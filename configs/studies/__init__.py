@@ -1,0 +1,1 @@
+"""Studies: variants times seeds, and the table they fill."""

@@ -1,0 +1,1 @@
+"""Variants times seeds of an experiment, and the tables they fill."""

@@ -1,0 +1,110 @@
+"""Speed and memory of a real training step on made-up data, for any config."""
+
+import resource
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from maxquery_jax.data.store import Manifest
+from maxquery_jax.parallel import sharding
+from maxquery_jax.parallel.mesh import make_mesh, mesh_context
+from maxquery_jax.train.rngs import stream
+from maxquery_jax.train.stage import build_stage, count_flops
+from maxquery_jax.train.state import count_parameters, create_state, init_params
+from maxquery_jax.train.validate import validate
+
+
+def synthetic_manifest(
+    num_tumours: int, spacing_mm: tuple[float, float, float], num_channels: int
+) -> Manifest:
+    """A manifest without cases: enough to build a stage for data that is not there."""
+    roles = ['background', 'organ'] + ['tumour'] * num_tumours
+    labels = [
+        {'id': i, 'name': f'{role}{i}' if i > 1 else role, 'role': role}
+        for i, role in enumerate(roles)
+    ]
+    ones = [1.0] * num_channels
+    return Manifest(
+        dataset='synthetic', spacing_mm=spacing_mm,
+        channels=tuple(f'phase{i}' for i in range(num_channels)),
+        intensity={'lower': [-200.0] * num_channels, 'upper': [300.0] * num_channels,
+                   'shift': [0.0] * num_channels, 'scale': [100.0 * v for v in ones],
+                   'method': 'synthetic'},
+        labels=tuple(labels), label_map={str(i): i for i in range(len(roles))},
+        annotated=tuple(label['name'] for label in labels),
+        splits={'train': (), 'val': (), 'test': ()}, cases={}, source='',
+    )
+
+
+def benchmark_step(
+    config: ConfigDict, stage_name: str, manifest: Manifest, num_steps: int
+) -> dict[str, Any]:
+    """Compiles the training step of a stage and takes real optimiser steps on random HU.
+
+    Args:
+        config: the experiment.
+        stage_name: one of its stages; it starts thawed, so that every gradient is computed.
+        manifest: classes, channels and spacing.
+        num_steps: timed steps after one warm-up step.
+
+    Returns:
+        Parameters, GFLOP per step, seconds to compile, median, minimum and maximum seconds per
+        step, loss before and after, peak resident memory in GiB of this process.
+    """
+    validate(config)
+    config = config.copy_and_resolve_references()
+    config[stage_name].optim.frozen_epochs = 0
+    mesh = make_mesh(**config.mesh)
+    stage = build_stage(config, stage_name, manifest, mesh)
+    channels = len(manifest.channels)
+    with mesh_context(mesh):
+        params = init_params(
+            stage.model, (1, *stage.patch_size, channels), stream(config.seed, 'init', 0)
+        )
+        state = create_state(params, stage.tx, stage.shardings)
+        step = jax.jit(
+            stage.make_step(False), donate_argnums=0, out_shardings=(stage.shardings, None)
+        )
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        started = time.perf_counter()
+        batch = stage.abstract_batch(config.data.batch_size, channels, mesh)
+        compiled = step.lower(shapes, batch).compile()
+        compile_s = time.perf_counter() - started
+        host = _random_batch(batch, manifest.num_classes, config.seed)
+        times, losses = [], []
+        for _ in range(num_steps + 1):
+            started = time.perf_counter()
+            state, metrics = compiled(state, sharding.put_batch(host, mesh))
+            losses.append(float(metrics['loss']))
+            times.append(time.perf_counter() - started)
+    times = times[1:]
+    memory = compiled.memory_analysis()
+    return {
+        'config': f'{config.name}:{config.variant}', 'stage': stage_name,
+        'batch_size': config.data.batch_size, 'accumulate': stage.config.accumulate,
+        'patch_size': list(stage.patch_size), 'num_classes': manifest.num_classes,
+        'parameters': count_parameters(stage.boxed_params),
+        'gflop_per_step': count_flops(config, stage, manifest) * config.data.batch_size / 1e9,
+        'compile_s': compile_s, 'step_s_median': statistics.median(times),
+        'step_s_min': min(times), 'step_s_max': max(times), 'num_steps': num_steps,
+        'loss_first': losses[0], 'loss_last': losses[-1],
+        'compiled_temporary_gib': memory.temp_size_in_bytes / 2**30 if memory else None,
+        'peak_rss_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        'devices': [str(d.device_kind) for d in mesh.devices.flat],
+    }
+
+
+def _random_batch(abstract: dict, num_classes: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    image, label = abstract['image'], abstract['label']
+    return {
+        'image': rng.integers(-200, 300, image.shape, dtype=np.int16),
+        'label': rng.integers(0, num_classes, label.shape, dtype=np.uint8),
+        'case': np.zeros(abstract['case'].shape, np.int32),
+    }
