@@ -1,0 +1,57 @@
+"""Scores predictions: Dice, OOD localisation and OOD cases, each with a 95% interval.
+
+    python -m launch.evaluate --model=RUN
+    python -m launch.evaluate --model=RUN --split=val
+    python -m launch.evaluate --predictions=DIR --labels=DIR [--label_map=F] [--output=DIR]
+
+--model evaluates RUN/predictions/SPLIT against the labels that the run's store was made from.
+--predictions evaluates any folder that launch.predict wrote; DIR of --labels holds X.nii.gz for
+each X_seg.nii.gz, in the same geometry. Writes summary.json (docs/summary_schema.md) and cases.csv.
+"""
+
+from absl import flags
+
+from launch import _cli
+from maxquery_jax.report.evaluate import evaluate
+
+_MODEL = flags.DEFINE_string('model', None, 'Run directory that launch.train wrote.')
+_SPLIT = flags.DEFINE_string('split', 'test', "Split of the run's store: train, val or test.")
+_PREDICTIONS = flags.DEFINE_string('predictions', None, 'Folder that launch.predict wrote.')
+_LABELS = flags.DEFINE_string(
+    'labels', None, "Folder with the truth. With --model: where the store's source has moved to."
+)
+_LABEL_MAP = flags.DEFINE_string(
+    'label_map',
+    None,
+    'JSON file {"raw label id": class id}, or a store\'s manifest.json; by default the map in the '
+    "predictions' own .json files.",
+)
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'Folder for the results; by default RUN (test split) or the predictions.'
+)
+_DILATE_MM = flags.DEFINE_float(
+    'dilate_mm', 0.0, 'Margin in mm around the organ region in which voxels are ranked.'
+)
+_RESAMPLES = flags.DEFINE_integer(
+    'resamples', 1000, 'Bootstrap resamples of the cases.', lower_bound=1000
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the bootstrap.', lower_bound=0)
+
+
+def main() -> None:
+    """Runs the verb."""
+    evaluate(
+        predictions=_PREDICTIONS.value,
+        labels=_LABELS.value,
+        label_map=_LABEL_MAP.value,
+        model=_MODEL.value,
+        split=_SPLIT.value,
+        output=_OUTPUT.value,
+        dilate_mm=_DILATE_MM.value,
+        resamples=_RESAMPLES.value,
+        seed=_SEED.value,
+    )
+
+
+if __name__ == '__main__':
+    _cli.run(main)

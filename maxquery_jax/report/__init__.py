@@ -1,0 +1,1 @@
+"""Evaluation of predictions, tables, pictures and the offline report page."""

@@ -1,0 +1,337 @@
+"""Finds the files of a prediction folder and the truth that belongs to them."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from maxquery_jax.data.nifti import Volume, read_image, read_label
+from maxquery_jax.data.store_manifest import Manifest
+from maxquery_jax.errors import UserError
+from maxquery_jax.report.files import read_json
+from maxquery_jax.report.labels import LabelTable, map_labels, parse_label_map
+
+DEFAULT_SCORE = 'query_logit'
+GEOMETRY_TOLERANCE_MM = 0.01
+"""Largest distance of a voxel's place in two files that still counts as the same grid."""
+
+_SUFFIXES = ('.nii.gz', '.nii')
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseFiles:
+    """Files of one predicted case.
+
+    Attributes:
+        case: id, the file name without suffix.
+        segmentation: `X_seg.nii.gz`.
+        scores: score name to anomaly map; the first is the one of `X_ood.nii.gz`.
+        info: content of `X.json`.
+        label: truth, None when not given.
+        image: CT, None when not given.
+    """
+
+    case: str
+    segmentation: pathlib.Path
+    scores: Mapping[str, pathlib.Path]
+    info: Mapping[str, Any]
+    label: pathlib.Path | None = None
+    image: pathlib.Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionSet:
+    """Cases that were predicted with one set of classes and scores.
+
+    Attributes:
+        cases: sorted by id.
+        table: classes, including OOD ones that only occur in the truth.
+        label_map: raw id of the truth to class id.
+        scores: score names, the default one first.
+        name: what the set is called in tables.
+        folder: where the predictions are.
+        unused_labels: truth files without a prediction.
+    """
+
+    cases: tuple[CaseFiles, ...]
+    table: LabelTable
+    label_map: Mapping[int, int]
+    scores: tuple[str, ...]
+    name: str
+    folder: pathlib.Path
+    unused_labels: int = 0
+
+
+def open_predictions(
+    predictions: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    label_map: str | os.PathLike[str] | None = None,
+) -> PredictionSet:
+    """Opens a folder that `launch.predict` wrote.
+
+    Args:
+        predictions: folder with `X_seg.nii.gz`, `X_ood*.nii.gz` and `X.json`.
+        labels: folder with the truth `X.nii.gz` (or `X.nii`) of every case.
+        images: folder with `X.nii.gz` or the first channel `X_0000.nii.gz`.
+        label_map: JSON file {raw id: class id}, or with the keys 'label_map' and (optional)
+            'labels', such as a store's manifest.json; the predictions' own when not given.
+
+    Raises:
+        UserError: naming the first file that is missing, malformed or does not fit the others.
+    """
+    folder = pathlib.Path(predictions)
+    cases = _find_cases(folder)
+    table, raw_map, where = _shared_labels(cases)
+    if label_map is not None:
+        data = read_json(label_map, fix='give a JSON file {"raw id": class id}')
+        where = pathlib.Path(label_map)
+        if 'label_map' in data:
+            raw_map = data['label_map']
+            if 'labels' in data:
+                table = _extend(table, LabelTable.from_json(data['labels'], where), where)
+        else:
+            raw_map = data
+    unused = 0
+    if labels is not None:
+        cases = [
+            dataclasses.replace(case, label=_matching_file(labels, case.case, ('',), '--labels'))
+            for case in cases
+        ]
+        present = {_case_of(path.name) for path in _volumes(pathlib.Path(labels))}
+        unused = len(present - {case.case for case in cases})
+    if images is not None:
+        cases = [
+            dataclasses.replace(
+                case, image=_matching_file(images, case.case, ('', '_0000'), '--images')
+            )
+            for case in cases
+        ]
+    return PredictionSet(
+        tuple(cases),
+        table,
+        parse_label_map(raw_map, table, where),
+        tuple(cases[0].scores),
+        folder.name,
+        folder,
+        unused,
+    )
+
+
+def open_run(
+    model: str | os.PathLike[str],
+    split: str = 'test',
+    *,
+    labels: str | os.PathLike[str] | None = None,
+) -> PredictionSet:
+    """Opens the predictions of a run for a split of the store it was trained on.
+
+    Args:
+        model: run directory; predictions are in `predictions/<split>`.
+        split: of the store.
+        labels: folder with the truth, where the store's source folder is gone.
+
+    Raises:
+        UserError: a case of the split has no prediction, or as `open_predictions`.
+    """
+    run = pathlib.Path(model)
+    run_manifest = read_json(run / 'manifest.json', fix='give the --workdir of a training')
+    folder = run / 'predictions' / split
+    manifest = _store_manifest(run_manifest, run)
+    if split not in manifest.splits or not manifest.splits[split]:
+        raise UserError(
+            f'split {split!r} of {run_manifest["store"]} has no cases; it has '
+            f'{", ".join(name for name, ids in manifest.splits.items() if ids)}'
+        )
+    found = open_predictions(folder, labels=labels)
+    by_id = {case.case: case for case in found.cases}
+    missing = sorted(set(manifest.splits[split]) - by_id.keys())
+    if missing:
+        raise UserError(
+            f'{folder} has no prediction of {missing[0]} ({len(missing)} of '
+            f'{len(manifest.splits[split])} {split} cases are missing); run launch.predict on them'
+        )
+    store_path = pathlib.Path(run_manifest['store']) / 'manifest.json'
+    table = _extend(found.table, LabelTable.from_json(manifest.labels, store_path), store_path)
+    source = pathlib.Path(manifest.source)
+    cases = [
+        _from_source(by_id[case], manifest.cases[case]['source'], source)
+        for case in sorted(manifest.splits[split])
+    ]
+    return dataclasses.replace(
+        found,
+        cases=tuple(cases),
+        table=table,
+        label_map=parse_label_map(manifest.label_map, table, store_path),
+        name=f'{run.resolve().name}, {split}',
+    )
+
+
+def read_truth(case: CaseFiles, predictions: PredictionSet) -> tuple[np.ndarray, Volume]:
+    """Truth of a case as class ids (uint8) and its volume.
+
+    Raises:
+        UserError: there is no truth, or it holds ids outside the label map.
+    """
+    if case.label is None or not case.label.is_file():
+        raise UserError(
+            f'case {case.case} has no label {case.label or ""}; give the folder with --labels'
+        )
+    volume = read_label(case.label)
+    return map_labels(volume.array, predictions.label_map, case.label), volume
+
+
+def read_segmentation(case: CaseFiles, table: LabelTable) -> tuple[np.ndarray, Volume]:
+    """Predicted class ids (uint8) of a case and its volume.
+
+    Raises:
+        UserError: it holds an id that is no class.
+    """
+    volume = read_label(case.segmentation)
+    identity = {i: i for i in (*table.ids('background'), *table.known_ids)}
+    fix = 'the file does not fit "labels" of its .json; predict again'
+    return map_labels(volume.array, identity, case.segmentation, fix), volume
+
+
+def read_score(case: CaseFiles, name: str) -> Volume:
+    """Anomaly map of a case.
+
+    Raises:
+        UserError: it is damaged or holds NaN or infinite values.
+    """
+    return read_image(case.scores[name])
+
+
+def check_same_grid(first: Volume, second: Volume) -> None:
+    """Refuses to compare voxels of different places.
+
+    Raises:
+        UserError: shapes differ, or a corner is further apart than the tolerance.
+    """
+    paths = f'{first.header.path} and {second.header.path}'
+    fix = 'evaluate in the geometry of the input'
+    if first.array.shape != second.array.shape:
+        raise UserError(f'{paths} have shapes {first.array.shape} and {second.array.shape}; {fix}')
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(first.array.shape) - 1)
+    difference = first.header.affine - second.header.affine
+    distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
+    if not distance <= GEOMETRY_TOLERANCE_MM:
+        raise UserError(f'{paths} lie up to {distance:.3g} mm apart; {fix}')
+
+
+def _find_cases(folder: pathlib.Path) -> list[CaseFiles]:
+    if not folder.is_dir():
+        raise UserError(f'{folder} is not a folder; run launch.predict with this --output first')
+    names = sorted(path.name for path in folder.iterdir())
+    cases = [
+        _find_case(folder, name[: -len('_seg.nii.gz')], names)
+        for name in names
+        if name.endswith('_seg.nii.gz')
+    ]
+    if not cases:
+        raise UserError(f'{folder} holds no X_seg.nii.gz; give the --output of launch.predict')
+    for case in cases:
+        odd = sorted(set(case.scores) ^ set(cases[0].scores))
+        if odd:
+            raise UserError(
+                f'{folder}: only one of {cases[0].case} and {case.case} has the score {odd[0]}; '
+                'predict all cases with the same --scores'
+            )
+    return cases
+
+
+def _find_case(folder: pathlib.Path, case: str, names: list[str]) -> CaseFiles:
+    info = read_json(folder / f'{case}.json', fix='predict this case again')
+    default = f'{case}_ood.nii.gz'
+    prefix = f'{case}_ood-'
+    if default not in names:
+        raise UserError(f'{folder / default} does not exist; predict this case again')
+    scores = {str(info.get('primary_score', DEFAULT_SCORE)): folder / default}
+    for name in names:
+        if name.startswith(prefix) and name.endswith('.nii.gz'):
+            scores.setdefault(name[len(prefix) : -len('.nii.gz')], folder / name)
+    return CaseFiles(case, folder / f'{case}_seg.nii.gz', scores, info)
+
+
+def _shared_labels(cases: list[CaseFiles]) -> tuple[LabelTable, Any, pathlib.Path]:
+    """Classes and label map, which all cases must share."""
+    first = cases[0]
+    folder = first.segmentation.parent
+    for case in cases:
+        where = folder / f'{case.case}.json'
+        for key in ('labels', 'label_map'):
+            if key not in case.info:
+                raise UserError(f'{where} lacks {key!r}; predict this case again')
+            if case.info[key] != first.info[key]:
+                raise UserError(
+                    f'{where} and {first.case}.json differ in {key!r}; predict all cases with '
+                    'one model'
+                )
+    where = folder / f'{first.case}.json'
+    return LabelTable.from_json(first.info['labels'], where), first.info['label_map'], where
+
+
+def _extend(predicted: LabelTable, truth: LabelTable, where: object) -> LabelTable:
+    """The truth's table, if its known classes are those of the predictions."""
+    ids = (*predicted.ids('background'), *predicted.known_ids)
+    for i in ids:
+        if i >= len(truth.names) or (predicted.names[i], predicted.roles[i]) != (
+            truth.names[i],
+            truth.roles[i],
+        ):
+            raise UserError(
+                f'{where}: class {i} is {truth.names[i] if i < len(truth.names) else "absent"}, '
+                f'the predictions call it {predicted.names[i]} ({predicted.roles[i]}); use the '
+                'labels the model was trained on'
+            )
+    if len(truth.known_ids) != len(predicted.known_ids):
+        raise UserError(
+            f'{where} has {len(truth.known_ids)} known classes, the predictions have '
+            f'{len(predicted.known_ids)}; use the labels the model was trained on'
+        )
+    return truth
+
+
+def _store_manifest(run_manifest: Mapping[str, Any], run: pathlib.Path) -> Manifest:
+    store = run_manifest.get('store')
+    fix = 'evaluate with --predictions and --labels instead'
+    if not isinstance(store, str) or not store:
+        raise UserError(f'{run / "manifest.json"} names no store; {fix}')
+    data = read_json(
+        pathlib.Path(store) / 'manifest.json', fix=f'the store has moved or is remote, {fix}'
+    )
+    return Manifest.from_json(data, store)
+
+
+def _from_source(case: CaseFiles, source: Mapping[str, Any], folder: pathlib.Path) -> CaseFiles:
+    """Adds the raw files that the store was made from; a label that was given stays."""
+    label = case.label
+    if label is None and source.get('label'):
+        label = folder / source['label']
+    image = folder / source['image'][0] if source.get('image') else None
+    return dataclasses.replace(case, label=label, image=image)
+
+
+def _volumes(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in folder.iterdir() if path.name.endswith(_SUFFIXES)]
+
+
+def _case_of(name: str) -> str:
+    return name.removesuffix('.gz').removesuffix('.nii')
+
+
+def _matching_file(
+    folder: str | os.PathLike[str], case: str, endings: tuple[str, ...], flag: str
+) -> pathlib.Path:
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f'{flag}={folder} is not a folder; give the one that holds {case}.nii.gz')
+    candidates = [folder / f'{case}{end}{suffix}' for end in endings for suffix in _SUFFIXES]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(f'{flag}={folder} has no file for case {case}; expected {candidates[0].name}')
