@@ -7,7 +7,8 @@
     python -m launch.train --config=configs/maxquery.py:demo --workdir=runs/demo
 
 The first two are the paper's (Sec. 4.2). `demo` trains the same stages on the built-in phantom
-cohort in minutes on two CPU cores. Further words change one thing: `:demo,no_qd`.
+cohort in minutes on two CPU cores; `small` is its network for a store of your own. Further words
+change one thing: `:demo,no_qd`.
 """
 
 from ml_collections import ConfigDict
@@ -50,8 +51,21 @@ def _liver(config: ConfigDict) -> None:
     config.data.patch_size = (40, 192, 224)  # Sec. 4.2, at 3 x 0.760 x 0.760 mm
 
 
+def _small_network(config: ConfigDict) -> None:
+    """A network that trains on two CPU cores; whole in every step, small in every size."""
+    config.model.backbone.base_features = 8
+    config.model.backbone.max_features = 128
+    config.model.decoder.output_strides = (16, 8, 4, 2)
+    config.model.decoder.query_dim = 64
+    config.model.decoder.embed_dim = 32
+    config.model.decoder.ffn_dim = 256
+    config.finetune.optim.learning_rate = 1e-3
+    config.log.every_steps = 25
+
+
 def _demo(config: ConfigDict) -> None:
-    """Small in every size, whole in every step: a liver cohort with 5 known, 3 unknown tumours."""
+    """A liver cohort of phantoms with 5 known and 3 unknown tumour types."""
+    _small_network(config)
     config.data.phantom = ConfigDict(
         {
             'task': 'liver',
@@ -66,24 +80,34 @@ def _demo(config: ConfigDict) -> None:
         }
     )
     config.data.patch_size = (32, 64, 64)
-    config.model.backbone.base_features = 16
-    config.model.backbone.max_features = 128
-    config.model.decoder.output_strides = (16, 8, 4, 2)
-    config.model.decoder.query_dim = 64
-    config.model.decoder.embed_dim = 32
-    config.model.decoder.ffn_dim = 256
-    config.pretrain.epochs = 1
-    config.pretrain.steps_per_epoch = 300
-    config.finetune.epochs = 4
-    config.finetune.steps_per_epoch = 75
-    config.finetune.optim.frozen_epochs = 1
-    config.finetune.optim.learning_rate = 1e-3
+    config.pretrain.epochs = 10
+    config.pretrain.steps_per_epoch = 30
+    config.finetune.epochs = 10
+    config.finetune.steps_per_epoch = 30
+    config.finetune.optim.frozen_epochs = 3
     config.checkpoint.every_steps = 100
-    config.log.every_steps = 25
+
+
+def _small(config: ConfigDict) -> None:
+    """Own data on a CPU, prepared at about 4 mm."""
+    _small_network(config)
+    config.data.patch_size = (48, 80, 80)
+    config.pretrain.epochs = 20
+    config.pretrain.steps_per_epoch = 50
+    config.finetune.epochs = 20
+    config.finetune.steps_per_epoch = 50
+    config.finetune.optim.frozen_epochs = 5
+    config.checkpoint.every_steps = 250
 
 
 def _no_qd(config: ConfigDict) -> None:
     config.finetune.loss.qd_weight = 0.0  # Tab. 1, "Ours (w/o L_qd)"
 
 
-VARIANTS = {'pancreas': _pancreas, 'liver': _liver, 'demo': _demo, 'no_qd': _no_qd}
+VARIANTS = {
+    'pancreas': _pancreas,
+    'liver': _liver,
+    'demo': _demo,
+    'small': _small,
+    'no_qd': _no_qd,
+}

@@ -15,11 +15,11 @@ from maxquery_jax.train.validate import validate
 SPACING = {'pancreas': (3.0, 0.419, 0.419), 'liver': (3.0, 0.76, 0.76)}
 
 
-@pytest.mark.parametrize('variant', ['pancreas', 'liver', 'demo', 'demo,no_qd'])
+@pytest.mark.parametrize('variant', ['pancreas', 'liver', 'demo', 'small', 'demo,no_qd'])
 def test_variants_validate_and_trace(variant):
     config = maxquery.get_config(variant).lock()
     validate(config)
-    spacing = SPACING.get(variant) or tuple(config.data.phantom.spacing_mm)
+    spacing = SPACING.get(variant, (5.0, 4.0, 4.0))
     for stage in config.stages:
         model = make_model(config, config[stage].objective, 7, spacing, 'plain')
         image = jax.ShapeDtypeStruct((1, *config.data.patch_size, 1), jnp.float32)
