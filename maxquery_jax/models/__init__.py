@@ -1,0 +1,1 @@
+"""Linen modules with plain typed fields; only `build` reads a configuration."""

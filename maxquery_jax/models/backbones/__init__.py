@@ -1,0 +1,1 @@
+"""Pixel encoders and decoders behind one interface: image to `PixelFeatures`."""

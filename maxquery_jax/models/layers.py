@@ -1,0 +1,279 @@
+"""Building blocks shared by the backbones and the query decoders.
+
+Every parameter carries logical axis names (`axes`), parameters are float32, `dtype` is the compute
+dtype, and statistics of norms are float32 whatever the compute dtype.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maxquery_jax import axes
+from maxquery_jax.ops import conv, norm
+from maxquery_jax.ops.conv import Triple
+from maxquery_jax.typing import Array
+
+NEGATIVE_SLOPE = 0.01
+EPSILON = norm.EPSILON
+
+Initializer = Callable[..., Array]
+
+
+def he_normal(fan_axis: int = -2) -> Initializer:
+    """Normal initialiser of std sqrt(2 / (1 + 0.01**2) / fan), nnU-Net's for leaky ReLU nets.
+
+    Args:
+        fan_axis: channel axis counted in the fan beside the spatial extent: -2 for a convolution
+            [kd, kh, kw, Cin, Cout]; -1 for a transposed one, where PyTorch's fan is Cout times
+            the taps.
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        fan = shape[fan_axis]
+        for size in shape[:-2]:
+            fan *= size
+        std = (2.0 / (1.0 + NEGATIVE_SLOPE**2) / fan) ** 0.5
+        return std * jax.random.normal(key, shape, dtype)
+
+    return init
+
+
+def _kernel(module: Any, shape: tuple[int, ...], names: tuple[str | None, ...]) -> Array:
+    """Kernel parameter of `module`, which has a field `kernel_init`, with its logical axes."""
+    init = nn.with_logical_partitioning(module.kernel_init, names)
+    return module.param('kernel', init, shape, jnp.float32)
+
+
+def _bias(module: nn.Module, like: Array, features_axis: str) -> Array:
+    """Bias parameter of `module`, zero at first, in the dtype and rank of its output `like`."""
+    name = axes.CLASS if features_axis == axes.CLASS else axes.NORM
+    init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (name,))
+    bias: Any = module.param('bias', init, like.shape[-1:], jnp.float32)
+    return bias.astype(like.dtype).reshape((1,) * (like.ndim - 1) + like.shape[-1:])
+
+
+class Conv3D(nn.Module, kw_only=True):
+    """3D convolution, padded by (k - 1) // 2 on both sides.
+
+    Attributes:
+        features: Cout.
+        kernel_size: (kd, kh, kw).
+        stride: (sd, sh, sw).
+        use_bias: whether a bias is added.
+        form: formulation of `ops.conv.conv3d`: 'plain', 'scan' or 'auto'.
+        features_axis: logical name of the output channels (`axes.CLASS` for a head).
+        kernel_init: initialiser of the kernel; the bias starts at zero.
+        dtype: compute dtype.
+    """
+
+    features: int
+    kernel_size: Triple = (3, 3, 3)
+    stride: Triple = (1, 1, 1)
+    use_bias: bool = True
+    form: str = 'plain'
+    features_axis: str = axes.FEATURES_OUT
+    kernel_init: Initializer = he_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, D, H, W, Cin] to [B, D', H', W', Cout]."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = _kernel(self, shape, (*axes.CONV_KERNEL[:-1], self.features_axis))
+        y = conv.conv3d(
+            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, form=self.form
+        )
+        if self.use_bias:
+            y = y + _bias(self, y, self.features_axis)
+        return y
+
+
+class ConvTranspose3D(nn.Module, kw_only=True):
+    """Transposed convolution whose kernel equals its stride.
+
+    Attributes:
+        features: Cout.
+        stride: (sd, sh, sw), also the kernel's extent.
+        use_bias: whether a bias is added.
+        kernel_init: initialiser of the kernel; the bias starts at zero.
+        dtype: compute dtype.
+    """
+
+    features: int
+    stride: Triple
+    use_bias: bool = True
+    kernel_init: Initializer = he_normal(fan_axis=-1)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, D, H, W, Cin] to [B, sd*D, sh*H, sw*W, Cout]."""
+        shape = (*self.stride, x.shape[-1], self.features)
+        kernel = _kernel(self, shape, axes.CONV_KERNEL)
+        y = conv.conv_transpose3d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        if self.use_bias:
+            y = y + _bias(self, y, axes.FEATURES_OUT)
+        return y
+
+
+class Dense(nn.Module, kw_only=True):
+    """Linear map of the last axis.
+
+    Attributes:
+        features: size of the last axis of the output.
+        use_bias: whether a bias is added.
+        features_axis: logical name of the output features (`axes.CLASS` for a class head).
+        kernel_init: initialiser of the kernel; the bias starts at zero.
+        dtype: compute dtype.
+    """
+
+    features: int
+    use_bias: bool = True
+    features_axis: str = axes.FEATURES_OUT
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., Cin] to [..., Cout]."""
+        names = (axes.FEATURES_IN, self.features_axis)
+        kernel = _kernel(self, (x.shape[-1], self.features), names)
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            y = y + _bias(self, y, self.features_axis)
+        return y
+
+
+class InstanceNorm(nn.Module, kw_only=True):
+    """Normalises each channel of each sample over its voxels, then scale, bias and leaky ReLU.
+
+    Attributes:
+        negative_slope: slope of the activation below zero; 1 for none.
+        dtype: compute dtype; statistics are float32.
+    """
+
+    negative_slope: float = 1.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, ..., C] to the same shape; statistics over the axes between B and C."""
+        scale, bias = _scale_and_bias(self, x.shape[-1])
+        return norm.instance_norm(x.astype(self.dtype), scale, bias, self.negative_slope)
+
+
+class LayerNorm(nn.Module, kw_only=True):
+    """Normalises the last axis, then scale and bias.
+
+    Attributes:
+        dtype: dtype of the output; statistics are float32.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., C] to the same shape."""
+        scale, bias = _scale_and_bias(self, x.shape[-1])
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        rank = (1,) * (x.ndim - 1) + scale.shape
+        y = centred * jax.lax.rsqrt(variance + EPSILON)
+        return (y * scale.reshape(rank) + bias.reshape(rank)).astype(self.dtype)
+
+
+def _scale_and_bias(module: nn.Module, features: int) -> tuple[Array, Array]:
+    """Affine parameters [C] of a norm, ones and zeros at first."""
+    ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+    names = (axes.NORM,)
+    scale: Any = module.param(
+        'scale', nn.with_logical_partitioning(ones, names), (features,), jnp.float32
+    )
+    bias: Any = module.param(
+        'bias', nn.with_logical_partitioning(zeros, names), (features,), jnp.float32
+    )
+    return scale, bias
+
+
+class ConvNormAct(nn.Module, kw_only=True):
+    """Convolution, instance norm, leaky ReLU 0.01: the unit of nnU-Net.
+
+    Attributes:
+        features: Cout.
+        kernel_size: (kd, kh, kw).
+        stride: (sd, sh, sw).
+        form: formulation of `ops.conv.conv3d`.
+        dtype: compute dtype.
+    """
+
+    features: int
+    kernel_size: Triple = (3, 3, 3)
+    stride: Triple = (1, 1, 1)
+    form: str = 'plain'
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, D, H, W, Cin] to [B, D', H', W', Cout]."""
+        x = Conv3D(
+            features=self.features,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            form=self.form,
+            dtype=self.dtype,
+            name='conv',
+        )(x)
+        return InstanceNorm(negative_slope=NEGATIVE_SLOPE, dtype=self.dtype, name='norm')(x)
+
+
+class MLP(nn.Module, kw_only=True):
+    """Dense layers with an activation between them, none after the last.
+
+    Attributes:
+        features: output size of each layer; the layers are named layer0, layer1, ...
+        activation: function between layers.
+        last_axis: logical name of the last layer's features (`axes.CLASS` for a class head).
+        dtype: compute dtype.
+    """
+
+    features: tuple[int, ...]
+    activation: Callable[[Array], Array] = nn.gelu
+    last_axis: str = axes.FEATURES_OUT
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., Cin] to [..., features[-1]]."""
+        for index, features in enumerate(self.features[:-1]):
+            x = Dense(features=features, dtype=self.dtype, name=f'layer{index}')(x)
+            x = self.activation(x)
+        return Dense(
+            features=self.features[-1],
+            features_axis=self.last_axis,
+            dtype=self.dtype,
+            name=f'layer{len(self.features) - 1}',
+        )(x)
+
+
+class DropPath(nn.Module, kw_only=True):
+    """Drops a residual branch for whole samples (stochastic depth); rng stream 'dropout'.
+
+    Attributes:
+        rate: probability of dropping a sample's branch; the others are scaled by 1 / (1 - rate).
+    """
+
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps [B, ...] to the same shape; the identity unless `train`."""
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        mask = jax.random.bernoulli(self.make_rng('dropout'), keep, shape)
+        return jnp.where(mask, x / keep, jnp.zeros_like(x))

@@ -1,0 +1,1 @@
+"""Pure array maths, one equation each; no Flax, no configuration."""
