@@ -1,0 +1,1 @@
+"""Losses: pure functions of outputs and labels, always in float32."""
