@@ -1,0 +1,1 @@
+"""Training augmentation as pure, jitted functions that run on the accelerator."""
