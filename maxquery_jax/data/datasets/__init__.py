@@ -1,0 +1,1 @@
+"""Readers of data set layouts, and the built-in cohort."""

@@ -1,0 +1,416 @@
+"""Draws implicit shapes on a voxel grid with partial volume: the phantom's renderer.
+
+A shape is a field f(x, y, z), negative inside and roughly a distance in mm near its border. The
+share of a voxel that it covers follows from f and its change over one voxel, so thick slices and
+thin organs blur as they do in a scanner, at the cost of one evaluation per voxel.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from scipy import spatial
+
+from maxquery_jax.data.datasets.phantom import fields
+
+Slices = tuple[slice, slice, slice]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Voxel centres of an axis-aligned volume in patient space (RAS, mm).
+
+    Attributes:
+        z: [D] coordinates, increasing towards superior; `y` [H] anterior, `x` [W] right.
+        spacing_mm: (z, y, x).
+    """
+
+    z: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+    @classmethod
+    def centred(cls, centre_xyz, shape_zyx, spacing_mm) -> 'Grid':
+        """Grid of the given shape around a point."""
+        axes = [
+            centre + (np.arange(size) - (size - 1) / 2) * step
+            for centre, size, step in zip(centre_xyz[::-1], shape_zyx, spacing_mm, strict=True)
+        ]
+        return cls(axes[0], axes[1], axes[2], tuple(float(step) for step in spacing_mm))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        return len(self.z), len(self.y), len(self.x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """How a contrast phase moved against the reference phase: a shift and a smooth deformation.
+
+    Attributes:
+        shift_xyz: mm added to the patient coordinates before the anatomy is looked up.
+        lattices: three lattices (x, y, z) of the smooth part; empty for none.
+        amplitude_mm: standard deviation of the smooth part.
+    """
+
+    shift_xyz: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    lattices: tuple[fields.Lattice, ...] = ()
+    amplitude_mm: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An implicit shape: bounds (x, y, z) in mm and its field on a view."""
+
+    lo: np.ndarray
+    hi: np.ndarray
+    field: Callable[['View'], np.ndarray]
+
+    def grown(self, mm: float) -> 'Shape':
+        """The shape with its border moved outwards (inwards if negative)."""
+        return Shape(self.lo - mm, self.hi + mm, lambda view: self.field(view) - np.float32(mm))
+
+    def cut(self, other: Callable[['View'], np.ndarray], blend_mm: float = 4.0) -> 'Shape':
+        """Intersection with the region where `other` is negative, with a rounded edge."""
+        return Shape(
+            self.lo,
+            self.hi,
+            lambda view: fields.smooth_max(self.field(view), other(view), blend_mm),
+        )
+
+
+class View:
+    """A box of the canvas: nominal coordinates and boundary noise at its voxels."""
+
+    def __init__(self, canvas: 'Canvas', box: Slices):
+        """Views `canvas` inside `box`."""
+        self.canvas = canvas
+        self.box = box
+        self.x, self.y, self.z = (axis[box] for axis in canvas.xyz)
+
+    def wobble(self, weights: np.ndarray) -> np.ndarray:
+        """Weighted sum of the shared boundary noise fields, in mm."""
+        total = np.float32(weights[0]) * self.canvas.noise[0][self.box]
+        for weight, field in zip(weights[1:], self.canvas.noise[1:], strict=True):
+            total += np.float32(weight) * field[self.box]
+        return total
+
+
+class Canvas:
+    """The volume being drawn.
+
+    Attributes:
+        grid: voxel centres.
+        xyz: nominal (atlas) coordinates of every voxel, three [D, H, W] float32 arrays.
+        nominal_z: [D, 1, 1] nominal z of the planes, without the warp (for level tables).
+        noise: boundary noise fields, unit variance.
+        grain, patches: texture fields, unit variance.
+        hu: [D, H, W] float32 noise-free image.
+        organs: [D, H, W] uint8 organ ids.
+        kept: cover [D, H, W] of structures that were asked for, after what lies in front of them.
+        voxel_mm: cube root of the voxel volume.
+    """
+
+    def __init__(self, grid: Grid, patient, position: float, motion: Motion, keep=()):
+        """Prepares the coordinates of one phase.
+
+        Args:
+            grid: voxel centres.
+            patient: `patient.Patient`.
+            position: contrast phase, see `tissues.phase_position`.
+            motion: of this phase.
+            keep: names under which `paint` accumulates cover.
+        """
+        self.grid, self.patient, self.motion = grid, patient, motion
+        moved = [
+            np.asarray(axis) + shift
+            for axis, shift in zip((grid.x, grid.y, grid.z), motion.shift_xyz, strict=True)
+        ]
+        x, y, z = moved
+        self.xyz, slack = [], []
+        for axis, (coordinate, lattice) in enumerate(zip(moved, patient.warp, strict=True)):
+            bend = lattice.on_grid(z, y, x) * np.float32(patient.warp_mm)
+            if motion.lattices:
+                bend += motion.lattices[axis].on_grid(z, y, x) * np.float32(motion.amplitude_mm)
+            slack.append(float(np.abs(bend).max()) + 1.0)
+            shape = [1, 1, 1]
+            shape[2 - axis] = -1
+            bend += (coordinate / patient.scale_xyz[axis]).astype(np.float32).reshape(shape)
+            self.xyz.append(bend)
+        self._slack = np.array(slack)
+        self._first = np.array([c[0] for c in moved]) / patient.scale_xyz
+        self._step = np.array(grid.spacing_mm[::-1]) / patient.scale_xyz
+        self.nominal_z = (moved[2] / patient.scale_xyz[2]).astype(np.float32)[:, None, None]
+        self.noise = [lattice.on_grid(z, y, x) for lattice in patient.boundary]
+        self.grain, self.patches = (lattice.on_grid(z, y, x) for lattice in patient.texture)
+        self.tissue = patient.attenuation(position)
+        self.position = position
+        self.hu = np.full(grid.shape, -1000, np.float32)
+        self.organs = np.zeros(grid.shape, np.uint8)
+        self.kept = {name: np.zeros(grid.shape, np.float32) for name in keep}
+        self.voxel_mm = float(np.prod(grid.spacing_mm)) ** (1 / 3)
+
+    def boxes(self, lo_xyz: np.ndarray, hi_xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Index ranges that surely contain nominal bounds.
+
+        Args:
+            lo_xyz: [n, 3] lower bounds; `hi_xyz` alike.
+
+        Returns:
+            Start and stop [n, 3] in (x, y, z); stop <= start outside the volume.
+        """
+        start = np.floor((lo_xyz - self._slack - self._first) / self._step).astype(int) - 1
+        stop = np.ceil((hi_xyz + self._slack - self._first) / self._step).astype(int) + 2
+        return np.maximum(start, 0), np.minimum(stop, self.grid.shape[::-1])
+
+    def box(self, lo_xyz, hi_xyz) -> Slices | None:
+        """Slices that surely contain the nominal bounds, or None outside the volume."""
+        start, stop = self.boxes(np.asarray(lo_xyz, float), np.asarray(hi_xyz, float))
+        if (stop - start < 2).any():
+            return None
+        return slice(start[2], stop[2]), slice(start[1], stop[1]), slice(start[0], stop[0])
+
+    def whole(self) -> View:
+        """The view of everything."""
+        return View(self, tuple(slice(0, size) for size in self.grid.shape))
+
+    def shade(self, tissue: str, box: Slices) -> np.ndarray:
+        """[d, h, w] HU of a tissue with its texture."""
+        mean, grain, patches = self.tissue[tissue]
+        out = self.grain[box] * np.float32(grain)
+        if patches:
+            out += self.patches[box] * np.float32(patches)
+        out += np.float32(mean)
+        return out
+
+    def paint(self, shape: Shape, tissue: str, organ: int = 0, keep: str | None = None) -> None:
+        """Draws a shape over what is there.
+
+        Args:
+            shape: what to draw.
+            tissue: name in `tissues.TISSUES`.
+            organ: id written where the voxel centre is inside; 0 erases.
+            keep: name in `kept` that gains the cover.
+        """
+        box = self.box(shape.lo, shape.hi)
+        if box is not None:
+            field = shape.field(View(self, box))
+            self.blend(box, field, self.shade(tissue, box), organ, keep)
+
+    def blend(self, box, field, value, organ=0, keep=None, limit=None) -> None:
+        """Draws `value` where `field` is negative; `limit` caps the cover of thin structures."""
+        cover = coverage(field)
+        if limit is not None:
+            cover = np.minimum(cover, limit)
+        self.blend_cover(box, cover, value, keep)
+        self.organs[box][field < 0] = organ
+
+    def blend_cover(self, box, cover, value, keep=None) -> None:
+        """Mixes `value` into the image by a cover 0..1 and updates the kept covers."""
+        hu = self.hu[box]
+        hu += cover * (value - hu)
+        for name, kept in self.kept.items():
+            part = kept[box]
+            part += cover * ((name == keep) - part)
+
+    def paint_tube(
+        self, tube: 'Tube', tissue: str, organ: int = 0, keep=None, core: tuple | None = None
+    ) -> None:
+        """Draws a tube, with the right mean where it is thinner than a voxel.
+
+        Args:
+            tube: what to draw.
+            tissue: name in `tissues.TISSUES`.
+            organ: id written inside.
+            keep: name in `kept` that gains the cover.
+            core: (tissue, wall in mm) of an inside that differs.
+        """
+        box = self.box(tube.lo, tube.hi)
+        if box is None:
+            return
+        trace = tube.trace(View(self, box))
+        self.blend(box, trace.field, self.shade(tissue, box), organ, keep, self.thin(trace.radius))
+        if core is not None:
+            inner, wall_mm = core
+            limit = self.thin(np.maximum(trace.radius - np.float32(wall_mm), 0))
+            value = self.shade(inner, box)
+            self.blend(box, trace.field + np.float32(wall_mm), value, organ, keep, limit)
+
+    def thin(self, radius: np.ndarray) -> np.ndarray:
+        """Largest cover of a voxel by a tube of the given radius."""
+        share = np.minimum(2 * radius / np.float32(self.voxel_mm), 1)
+        return share * share
+
+    def paint_bundle(self, bundle: 'Bundle', within, tissue: str, organ=None, keep=None) -> None:
+        """Draws many thin tubes at once.
+
+        Args:
+            bundle: what to draw.
+            within: [D, H, W] cover 0..1 or mask; nothing is drawn where it is below a third.
+            tissue: name in `tissues.TISSUES`.
+            organ: id written inside, None to leave the map alone.
+            keep: name in `kept` that gains the cover.
+        """
+        box = self.box(bundle.lo, bundle.hi)
+        if box is None:
+            return
+        allowed = np.asarray(within[box])
+        where = allowed > 0.33
+        if not where.any():
+            return
+        view = View(self, box)
+        points = np.stack([view.x[where], view.y[where], view.z[where]], 1)
+        field, radius = bundle.nearest(points, 2.0 * max(self.grid.spacing_mm))
+        voxel = np.float32(self.voxel_mm)
+        cover = np.zeros(where.shape, np.float32)
+        cover[where] = np.minimum(np.clip(0.5 - field / voxel, 0, 1), self.thin(radius))
+        self.blend_cover(box, cover * allowed, self.shade(tissue, box), keep)
+        if organ is not None:
+            where[where] = field < 0
+            self.organs[box][where] = organ
+
+
+def coverage(field: np.ndarray) -> np.ndarray:
+    """Share 0..1 of each voxel with field < 0, from the field's change over one voxel."""
+    square = np.float32(1e-4)
+    for axis in range(3):
+        if field.shape[axis] > 1:
+            step = np.gradient(field, axis=axis)
+            step *= step
+            square = square + step
+    return np.clip(np.float32(0.5) - field / np.sqrt(square), 0, 1)
+
+
+def ellipsoid(centre, radii, degrees_xyz=(0, 0, 0)) -> Shape:
+    """A turned ellipsoid; its field is the distance to first order."""
+    centre, radii = np.asarray(centre, float), np.asarray(radii, float)
+    turn = fields.rotation(degrees_xyz)  # local to nominal
+    reach = np.sqrt(((turn * radii) ** 2).sum(1))
+    to_local = turn.T.astype(np.float32)
+
+    def field(view: View) -> np.ndarray:
+        p = [a - np.float32(c) for a, c in zip((view.x, view.y, view.z), centre, strict=True)]
+        square, slope = np.float32(0), np.float32(1e-6)
+        for row, radius in zip(to_local, radii, strict=True):
+            part = (row[0] * p[0] + row[1] * p[1] + row[2] * p[2]) * np.float32(1 / radius)
+            part *= part
+            square = square + part
+            slope = slope + part * np.float32(1 / radius**2)
+        k = np.sqrt(square)
+        return k * (k - 1) / np.sqrt(slope)
+
+    return Shape(centre - reach, centre + reach, field)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A tube on a view: field in mm, radius and position 0..1 of the nearest piece."""
+
+    field: np.ndarray
+    radius: np.ndarray
+    position: np.ndarray
+
+
+class Tube:
+    """A chain of tapered capsules along a smooth curve."""
+
+    def __init__(self, points, radii, step_mm: float | None = None, reach_mm: float = 0.0):
+        """Builds the tube.
+
+        Args:
+            points: [n, 3] control points.
+            radii: one radius or n of them, mm.
+            step_mm: length of the pieces; about the mean radius by default.
+            reach_mm: how far outside the surface the field must still be a distance, for callers
+                that add to it.
+        """
+        radii = np.broadcast_to(np.asarray(radii, float), (len(points),))
+        step = step_mm or float(np.clip(radii.mean() * 0.9, 5, 14))
+        self.path, self.position = fields.curve(points, step)
+        self.radii = np.interp(self.position, np.linspace(0, 1, len(points)), radii)
+        self.reach_mm = reach_mm
+        self.lo = (self.path - self.radii[:, None]).min(0) - reach_mm
+        self.hi = (self.path + self.radii[:, None]).max(0) + reach_mm
+
+    def trace(self, view: View) -> Trace:
+        """Evaluates the tube; far from it the field is a constant."""
+        canvas = view.canvas
+        margin = max(4.0, 1.6 * max(canvas.grid.spacing_mm)) + self.reach_mm
+        shape = view.x.shape
+        field = np.full(shape, margin, np.float32)
+        radius = np.full(shape, self.radii[0], np.float32)
+        position = np.zeros(shape, np.float32)
+        ends = np.stack([self.path[:-1], self.path[1:]])
+        reach = np.maximum(self.radii[:-1], self.radii[1:])[:, None] + margin
+        start, stop = canvas.boxes(ends.min(0) - reach, ends.max(0) + reach)
+        origin = np.array([part.start for part in view.box[::-1]])
+        start = np.maximum(start - origin, 0)
+        stop = np.minimum(stop - origin, shape[::-1])
+        for n in np.flatnonzero((stop > start).all(1)):
+            (x0, y0, z0), (x1, y1, z1) = start[n].tolist(), stop[n].tolist()
+            box = slice(z0, z1), slice(y0, y1), slice(x0, x1)
+            self._piece(n, view, box, field[box], radius[box], position[box])
+        return Trace(field, radius, position)
+
+    def _piece(self, n, view, box, field, radius, position) -> None:
+        """Lowers the field to the capsule between samples n and n + 1."""
+        a, d = self.path[n].tolist(), (self.path[n + 1] - self.path[n]).tolist()
+        px, py, pz = view.x[box] - a[0], view.y[box] - a[1], view.z[box] - a[2]
+        t = px * d[0]
+        t += py * d[1]
+        t += pz * d[2]
+        t *= 1 / max(d[0] * d[0] + d[1] * d[1] + d[2] * d[2], 1e-6)
+        np.clip(t, 0, 1, out=t)
+        px -= t * d[0]
+        py -= t * d[1]
+        pz -= t * d[2]
+        px *= px
+        px += py * py
+        px += pz * pz
+        ra, rb = float(self.radii[n]), float(self.radii[n + 1])
+        r = t * (rb - ra) + ra
+        new = np.sqrt(px) - r
+        nearer = new < field
+        np.copyto(field, new, where=nearer)
+        np.copyto(radius, r, where=nearer)
+        pa, pb = float(self.position[n]), float(self.position[n + 1])
+        np.copyto(position, t * (pb - pa) + pa, where=nearer)
+
+    def shape(self, extra_mm: float = 0.0) -> Shape:
+        """The tube as a shape, its radius changed by `extra_mm`."""
+        return Shape(
+            self.lo - extra_mm,
+            self.hi + extra_mm,
+            lambda view: self.trace(view).field - np.float32(extra_mm),
+        )
+
+
+class Bundle:
+    """Many thin tubes as one cloud of samples along their axes."""
+
+    step_mm = 1.5
+
+    def __init__(self, tubes: list[Tube]):
+        """Samples the axes of the tubes."""
+        points, radii = [], []
+        for tube in tubes:
+            span = np.linalg.norm(np.diff(tube.path, axis=0), axis=1).sum()
+            stops = np.linspace(0, len(tube.path) - 1, int(span / self.step_mm) + 2)
+            index = np.arange(len(tube.path))
+            points.append(
+                np.stack([np.interp(stops, index, tube.path[:, axis]) for axis in range(3)], 1)
+            )
+            radii.append(np.interp(stops, index, tube.radii))
+        self._tree = spatial.cKDTree(np.concatenate(points))
+        self._radii = np.append(np.concatenate(radii), 0).astype(np.float32)
+        self.lo = np.min([tube.lo for tube in tubes], axis=0)
+        self.hi = np.max([tube.hi for tube in tubes], axis=0)
+
+    def nearest(self, points: np.ndarray, reach_mm: float) -> tuple[np.ndarray, np.ndarray]:
+        """Distance [n] to the nearest tube's surface and its radius, for points [n, 3]."""
+        limit = float(self._radii.max()) + reach_mm
+        distance, index = self._tree.query(points, distance_upper_bound=limit)
+        radius = self._radii[index]
+        return np.minimum(distance, limit).astype(np.float32) - radius, radius

@@ -1,0 +1,356 @@
+"""The patch store: one Zarr v3 group per case, read and written through TensorStore.
+
+Layout below the store's location (a folder, or a URL such as `gs://bucket/store/`):
+
+    manifest.json                 written last; a store without it does not open
+    cases/<case>/zarr.json        group; written last of its case, holds shape and voxel counts
+    cases/<case>/image            [D, H, W, P] int16, HU at the manifest's spacing
+    cases/<case>/label            [D, H, W] uint8 store ids; absent for unlabelled cases
+    cases/<case>/foreground/<id>  [M, 3] int32 (z, y, x) of voxels of class <id> > 0
+
+Arrays are sharded (few files) with small inner chunks (cheap random crops) and a checksum per
+chunk, so that a damaged or half-copied case fails instead of reading as zeros.
+"""
+
+import collections
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from maxquery_jax.data.store_format import (
+    ATTRIBUTES,
+    MAX_FOREGROUND,
+    Location,
+    brick,
+    case_path,
+    check_arrays,
+    count_voxels,
+    first_line,
+    join,
+    kvstore_spec,
+    local_folder,
+    open_kvstore,
+    printable,
+    process_context,
+    read_key,
+    sample_coordinates,
+    write_array,
+    write_group,
+)
+from maxquery_jax.data.store_manifest import Manifest
+from maxquery_jax.errors import UserError
+
+__all__ = ['AIR_HU', 'MAX_FOREGROUND', 'Manifest', 'PatchStore', 'StoreWriter', 'kvstore_spec']
+
+AIR_HU = -1024  # what a read outside the volume returns
+
+_CACHE_BYTES = 2**27
+_CACHED_FOREGROUNDS = 512  # times at most 120 kB
+
+
+class StoreWriter:
+    """Writes a store case by case; an interrupted run continues where it stopped.
+
+    On a local disk a case appears by a rename when it is complete. On object storage, which has
+    no rename, its group metadata is written last and vouches for the rest.
+    """
+
+    def __init__(self, location: Location):
+        """Opens a new or an unfinished store.
+
+        Raises:
+            UserError: if the store is finished already, or the folder holds something else.
+        """
+        self.location = printable(location)
+        self._spec = kvstore_spec(location)
+        self._kvstore = open_kvstore(self._spec, self.location)
+        if read_key(self._kvstore, 'manifest.json', self.location) is not None:
+            raise UserError(
+                f'store {self.location}: is complete already; choose another location or delete it'
+            )
+        self._folder = local_folder(self._spec)
+        if self._folder is not None:
+            foreign = self._folder.is_dir() and {p.name for p in self._folder.iterdir()} - {'cases'}
+            if foreign:
+                raise UserError(
+                    f'store {self.location}: the folder holds {sorted(foreign)[0]!r}, which is not '
+                    'part of a store; choose an empty or new folder'
+                )
+
+    def attributes(self, case_id: str) -> dict[str, Any] | None:
+        """What `write_case` recorded about a complete case, None if it is not there."""
+        content = read_key(self._kvstore, case_path(case_id) + 'zarr.json', self.location)
+        return None if content is None else json.loads(content)['attributes'][ATTRIBUTES]
+
+    def write_case(
+        self,
+        case_id: str,
+        image: np.ndarray,
+        label: np.ndarray | None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Writes one case, replacing an earlier one of that name.
+
+        Args:
+            case_id: any text; it is quoted for the file system.
+            image: [D, H, W, P] int16 HU.
+            label: [D, H, W] uint8 store ids, or None.
+            attributes: further JSON values to keep with the case, for a run that continues.
+
+        Returns:
+            The attributes as kept: `shape`, `voxels` (store id to count, `{}` without a label) and
+            those given.
+
+        Raises:
+            ValueError: if shapes or dtypes are not those above.
+        """
+        if image.ndim != 4 or image.dtype != np.int16:
+            raise ValueError(f'image must be [D, H, W, P] int16, got {image.shape} {image.dtype}')
+        if label is not None and (label.shape != image.shape[:3] or label.dtype != np.uint8):
+            raise ValueError(
+                f'label must be {image.shape[:3]} uint8, got {label.shape} {label.dtype}'
+            )
+        counts = count_voxels(label) if label is not None else np.zeros(0, int)
+        voxels = {str(i): int(n) for i, n in enumerate(counts) if n}
+        record = {**(attributes or {}), 'shape': list(image.shape[:3]), 'voxels': voxels}
+        target = case_path(case_id)
+        scratch = target if self._folder is None else f'cases/.{os.getpid()}.{target[6:]}'
+        self._remove(scratch)
+        write_array(self._spec, scratch + 'image/', image, brick(image.shape))
+        if label is not None:
+            write_array(self._spec, scratch + 'label/', label, brick(label.shape))
+            for class_id in range(1, len(counts)):
+                if counts[class_id]:
+                    coords = sample_coordinates(label, class_id, case_id)
+                    path = f'{scratch}foreground/{class_id}/'
+                    write_array(self._spec, path, coords, coords.shape)
+            write_group(self._kvstore, scratch + 'foreground/', {})
+        write_group(self._kvstore, scratch, {ATTRIBUTES: record})
+        if self._folder is not None:
+            self._publish(scratch, target)
+        return record
+
+    def finish(self, manifest: Manifest) -> None:
+        """Checks the cases against the manifest, then writes it.
+
+        Raises:
+            UserError: if the manifest contradicts itself or the cases written.
+        """
+        manifest.validate(self.location)
+        check_arrays(self._kvstore, manifest, self.location)
+        content = json.dumps(manifest.to_json(), indent=1).encode()
+        if self._folder is None:
+            self._kvstore.write('manifest.json', content).result()
+            return
+        for stale in (self._folder / 'cases').glob('.*'):
+            shutil.rmtree(stale)  # of runs that were killed
+        temporary = self._folder / f'.manifest.{os.getpid()}.json'
+        temporary.write_bytes(content)
+        os.replace(temporary, self._folder / 'manifest.json')
+
+    def _publish(self, scratch: str, target: str) -> None:
+        assert self._folder is not None
+        if (self._folder / target).exists():
+            outdated = self._folder / f'{scratch[:-1]}.old'
+            os.replace(self._folder / target, outdated)
+            os.replace(self._folder / scratch, self._folder / target)
+            shutil.rmtree(outdated)
+        else:
+            os.replace(self._folder / scratch, self._folder / target)
+
+    def _remove(self, path: str) -> None:
+        # The group's metadata goes first: from then on the case counts as absent.
+        self._kvstore.write(path + 'zarr.json', None).result()
+        end = path[:-1] + chr(ord('/') + 1)
+        self._kvstore.delete_range(ts.KvStore.KeyRange(path, end)).result()
+
+
+class PatchStore:
+    """Read access to a finished store; thread-safe, and small to pickle.
+
+    Attributes:
+        location: where it was opened, for messages.
+        manifest: its description.
+    """
+
+    def __init__(self, location: Location, *, cache_bytes: int = _CACHE_BYTES):
+        """Opens and checks a store: manifest, and shape and dtype of every array of every case.
+
+        Args:
+            location: see `kvstore_spec`.
+            cache_bytes: upper bound of the decoded chunks kept in memory by this object.
+
+        Raises:
+            UserError: naming the store, what is wrong and how to fix it.
+        """
+        self.location = printable(location)
+        self._spec = kvstore_spec(location)
+        self._cache_bytes = cache_bytes
+        kvstore = open_kvstore(self._spec, self.location)
+        content = read_key(kvstore, 'manifest.json', self.location)
+        if content is None:
+            self._explain_missing_manifest(kvstore)
+        self.manifest = Manifest.from_json(content or '', self.location)
+        check_arrays(kvstore, self.manifest, self.location)
+        self._reset()
+
+    def _explain_missing_manifest(self, kvstore: ts.KvStore) -> None:
+        if kvstore.list(ts.KvStore.KeyRange('cases/', 'cases0')).result():
+            raise UserError(
+                f'store {self.location}: was not finished (no manifest.json); run launch.prepare '
+                'again with the same arguments, it continues'
+            )
+        raise UserError(
+            f'store {self.location}: no patch store there (no manifest.json); write one with '
+            'launch.prepare'
+        )
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._arrays: dict[tuple[str, str], ts.TensorStore] = {}
+        self._foregrounds: collections.OrderedDict[tuple[str, int], np.ndarray] = (
+            collections.OrderedDict()
+        )
+        cache = {'cache_pool': {'total_bytes_limit': self._cache_bytes}}
+        self._context = ts.Context(cache, parent=process_context())
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ('location', 'manifest', '_spec', '_cache_bytes')
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)  # checked when it was opened, not again in every worker
+        self._reset()
+
+    def case_ids(self, split: str) -> tuple[str, ...]:
+        """Cases of a split.
+
+        Raises:
+            UserError: if the store has no such split.
+        """
+        if split not in self.manifest.splits:
+            known = ', '.join(self.manifest.splits)
+            raise UserError(f'store {self.location}: no split {split!r}; it has {known}')
+        return self.manifest.splits[split]
+
+    def shape(self, case_id: str) -> tuple[int, int, int]:
+        """(D, H, W) of a case in voxels."""
+        depth, height, width = self._case(case_id)['shape']
+        return depth, height, width
+
+    def has_label(self, case_id: str) -> bool:
+        """Whether the case is annotated."""
+        return bool(self._case(case_id)['voxels'])
+
+    def classes_present(self, case_id: str) -> tuple[int, ...]:
+        """Store ids > 0 that occur in a case, ascending."""
+        voxels = self._case(case_id)['voxels']
+        return tuple(sorted(int(i) for i, n in voxels.items() if n and int(i) > 0))
+
+    def foreground(self, case_id: str, class_id: int) -> np.ndarray:
+        """[M, 3] int32 (z, y, x) of up to 10,000 voxels of a class; M is 0 if it is absent."""
+        if class_id not in self.classes_present(case_id):
+            return np.zeros((0, 3), np.int32)
+        key = case_id, class_id
+        with self._lock:
+            if key in self._foregrounds:
+                self._foregrounds.move_to_end(key)
+                return self._foregrounds[key]
+        coords = self._finish(case_id, self._array(case_id, f'foreground/{class_id}').read())
+        coords.setflags(write=False)
+        with self._lock:
+            self._foregrounds[key] = coords
+            while len(self._foregrounds) > _CACHED_FOREGROUNDS:
+                self._foregrounds.popitem(last=False)
+        return coords
+
+    def read_image(
+        self, case_id: str, start: Sequence[int] | None = None, size: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """[*size, P] int16 HU of a box; -1024 outside the volume.
+
+        Args:
+            case_id: the case.
+            start: (z, y, x) of the box's first voxel, may be negative; None is (0, 0, 0).
+            size: (D, H, W) of the box; None reaches to the end of the volume.
+
+        Raises:
+            UserError: if the data cannot be read, naming the case.
+        """
+        return self._read_box(case_id, 'image', start, size, AIR_HU)()
+
+    def read_label(
+        self, case_id: str, start: Sequence[int] | None = None, size: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """[*size] uint8 store ids of a box, 0 outside the volume; see `read_image`."""
+        return self._read_box(case_id, 'label', start, size, 0)()
+
+    def read_crop(
+        self, case_id: str, start: Sequence[int], size: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`read_image` and `read_label` of one box, overlapped."""
+        image = self._read_box(case_id, 'image', start, size, AIR_HU)
+        label = self._read_box(case_id, 'label', start, size, 0)
+        return image(), label()
+
+    def _case(self, case_id: str) -> Mapping[str, Any]:
+        if case_id not in self.manifest.cases:
+            raise UserError(f'store {self.location}: no case {case_id!r}; see its manifest.json')
+        return self.manifest.cases[case_id]
+
+    def _read_box(self, case_id, name, start, size, fill):
+        """Starts a read; the returned function waits for it."""
+        if name == 'label' and not self.has_label(case_id):
+            raise UserError(
+                f'store {self.location}: case {case_id!r} has no label; use a labelled split'
+            )
+        shape = np.array(self.shape(case_id))
+        begin = np.zeros(3, int) if start is None else np.asarray(start)
+        extent = shape - begin if size is None else np.asarray(size)
+        low, high = np.clip(begin, 0, shape), np.clip(begin + extent, 0, shape)
+        array = self._array(case_id, name)
+        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        future = array[box].read() if (low < high).all() else None
+
+        def wait() -> np.ndarray:
+            inside = None if future is None else self._finish(case_id, future)
+            if inside is not None and inside.shape[:3] == tuple(extent):
+                return inside
+            out = np.full((*extent, *array.shape[3:]), fill, array.dtype.numpy_dtype)
+            if inside is not None:
+                out[tuple(slice(a, b) for a, b in zip(low - begin, high - begin, strict=True))] = (
+                    inside
+                )
+            return out
+
+        return wait
+
+    def _array(self, case_id: str, name: str) -> ts.TensorStore:
+        key = case_id, name
+        with self._lock:
+            if key in self._arrays:
+                return self._arrays[key]
+        spec = {
+            'driver': 'zarr3',
+            'kvstore': join(self._spec, f'{case_path(case_id)}{name}/'),
+            'fill_missing_data_reads': False,  # a missing shard is an error, not zeros
+            'recheck_cached_data': False,  # a finished store does not change
+        }
+        array = self._finish(case_id, ts.open(spec, read=True, open=True, context=self._context))
+        with self._lock:
+            return self._arrays.setdefault(key, array)
+
+    def _finish(self, case_id: str, future: ts.Future) -> Any:
+        try:
+            return future.result()
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f'store {self.location}: case {case_id!r} cannot be read ({first_line(error)}); '
+                'copy or prepare the store again'
+            ) from error
