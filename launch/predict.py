@@ -1,0 +1,86 @@
+"""Predicts CT scans: a mask and an anomaly map in each scan's own geometry, and a JSON record.
+
+    python -m launch.predict --model=runs/liver --input=scan.nii.gz --output=out
+    python -m launch.predict --model=runs/liver --input=folder_of_scans --output=out
+    python -m launch.predict --model=runs/liver --split=test
+
+For a scan X.nii.gz the output folder receives X_seg.nii.gz (classes), X_ood.nii.gz (anomaly
+score, larger is more anomalous) and X.json (volumes, lesions, case score). With several input
+channels name the files X_0000.nii.gz, X_0001.nii.gz, ... Finished scans are skipped, so the same
+command continues after an interruption. A bad file is named, the others are still predicted, and
+the exit code is 2.
+"""
+
+from absl import flags
+
+from launch import _cli
+
+_MODEL = flags.DEFINE_string('model', None, 'Run directory of a training (its --workdir).')
+_INPUT = flags.DEFINE_string('input', None, 'A .nii or .nii.gz file, or a folder of them.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'Folder for the results; with --split the default is RUN/predictions/SPLIT.'
+)
+_SPLIT = flags.DEFINE_string(
+    'split', None, 'In place of --input: a split (test, val, train) of the data it trained on.'
+)
+_STAGE = flags.DEFINE_string('stage', None, 'Stage of the run; the last trained one by default.')
+_SCORES = flags.DEFINE_list(
+    'scores',
+    None,
+    'Anomaly scores to write, the primary one first: query_logit (the MaxQuery score), '
+    'query_softmax, category_logit, category_softmax. Without queries: the last two.',
+)
+_STEP_SIZE = flags.DEFINE_float(
+    'step_size',
+    None,
+    'Distance between tiles as a fraction of the patch; smaller is slower and smoother. '
+    'Default 0.5 on GPU and TPU, 0.75 on CPU.',
+)
+_MIRROR = flags.DEFINE_bool('mirror', False, 'Average over 8 mirrored copies; 8 times the work.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 1, 'Tiles per call of the network.')
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Predict finished scans again.')
+_MAX_MEMORY_GB = flags.DEFINE_float(
+    'max_memory_gb', None, 'Refuse scans that need more; default 90 % of the memory.'
+)
+_MIN_LESION_ML = flags.DEFINE_float(
+    'min_lesion_ml', 0.01, 'Tumour components below this volume are not listed in the record.'
+)
+_ALLOW = flags.DEFINE_list(
+    'allow', [], 'Findings of launch.check to accept, for instance qform_sform.'
+)
+_NAN_POLICY = flags.DEFINE_enum(
+    'nan_policy', 'error', ['error', 'fill'], 'What NaN voxels are: an error, or air.'
+)
+_ASSUME_ORIENTATION = flags.DEFINE_string(
+    'assume_orientation', None, 'Axis codes, such as LPS, of files that do not hold any.'
+)
+
+
+def main() -> None:
+    """Predicts `--input` or `--split` with `--model`."""
+    from maxquery_jax.errors import UserError
+    from maxquery_jax.inference.model import load_model
+    from maxquery_jax.inference.predict import predict
+
+    if not _MODEL.value:
+        raise UserError('name a trained run with --model, e.g. --model=runs/demo')
+    predict(
+        load_model(_MODEL.value, _STAGE.value),
+        _INPUT.value,
+        _OUTPUT.value,
+        split=_SPLIT.value,
+        scores=_SCORES.value,
+        step_size=_STEP_SIZE.value,
+        batch_size=_BATCH_SIZE.value,
+        mirror=_MIRROR.value,
+        overwrite=_OVERWRITE.value,
+        max_memory_gb=_MAX_MEMORY_GB.value,
+        min_lesion_ml=_MIN_LESION_ML.value,
+        allow=_ALLOW.value,
+        nan_policy=_NAN_POLICY.value,
+        assume_orientation=_ASSUME_ORIENTATION.value,
+    )
+
+
+if __name__ == '__main__':
+    _cli.run(main)

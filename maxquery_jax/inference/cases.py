@@ -1,0 +1,188 @@
+"""What to predict: files, folders and multi-phase cases; or a split of the training store."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+from maxquery_jax.data.store import PatchStore
+from maxquery_jax.errors import UserError
+
+_SUFFIX = re.compile(r'^(?P<case>.+)_(?P<channel>\d{4})$')
+_FIRST_CHANNEL = '_0000'
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One scan.
+
+    Attributes:
+        name: begins the names of its output files.
+        images: one file per channel, in the model's order.
+        sha256: expected hashes of the files where known, else empty.
+    """
+
+    name: str
+    images: tuple[pathlib.Path, ...]
+    sha256: tuple[str, ...] = ()
+
+
+def find_cases(
+    source: PathLike | Iterable[PathLike | Sequence[PathLike]], channels: Sequence[str]
+) -> list[Case]:
+    """Finds the scans behind an input.
+
+    A model with one channel takes every file as a scan. A model with several channels takes
+    files named as nnU-Net names them, X_0000.nii.gz, X_0001.nii.gz, ..., in the order of the
+    model's channels. The suffix _0000 is dropped from a scan's name where all files of the
+    folder end in it.
+
+    Args:
+        source: a NIfTI file, a folder of them, or a sequence of scans, each a file or a sequence
+            with one file per channel.
+        channels: names of the model's channels.
+
+    Raises:
+        UserError: nothing to predict, a wrong number of channels, or two scans of one name.
+    """
+    if isinstance(source, str | os.PathLike):
+        cases = _from_path(pathlib.Path(source), channels)
+    else:
+        cases = [_from_item(item) for item in source]
+    if not cases:
+        raise UserError('no scans to predict: the input is empty; give a .nii or .nii.gz file')
+    seen: dict[str, Case] = {}
+    for case in cases:
+        if len(case.images) != len(channels):
+            raise UserError(
+                f'{case.images[0]}: case {case.name} has {len(case.images)} channels, the model '
+                f'expects {len(channels)} ({", ".join(channels)}); {_how_to_name(channels)}'
+            )
+        other = seen.setdefault(case.name.lower(), case)
+        if other is not case:
+            raise UserError(
+                f'{other.images[0]} and {case.images[0]} would write the same output '
+                f'{case.name}; rename one of them or predict them into different folders'
+            )
+    return cases
+
+
+def find_split(store: PathLike, split: str) -> list[Case]:
+    """Finds the raw scans behind a split of a patch store.
+
+    Args:
+        store: the store a model was trained on.
+        split: 'train', 'val', 'test' or another split of the store.
+
+    Raises:
+        UserError: the store cannot be opened, has no such split, or its raw scans are gone.
+    """
+    opened = PatchStore(store)
+    manifest = opened.manifest
+    names = opened.case_ids(split)
+    if not names:
+        raise UserError(f'split {split!r} of store {store} holds no cases; prepare it with some')
+    folder = pathlib.Path(manifest.source)
+    if not folder.is_dir():
+        raise UserError(
+            f'{folder} does not exist, but store {store} was prepared from it; put the raw scans '
+            'back there, or name scans with --input'
+        )
+    cases = []
+    for name in names:
+        record = manifest.cases[name]
+        images = record['source']['image']
+        hashes = tuple(record['sha256'].get(image, '') for image in images)
+        cases.append(Case(name, tuple(folder / image for image in images), hashes))
+    return cases
+
+
+def case_stem(path: pathlib.Path) -> str:
+    """The file name without .nii or .nii.gz."""
+    name = path.name
+    for extension in ('.nii.gz', '.nii'):
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return path.stem
+
+
+def _from_path(path: pathlib.Path, channels: Sequence[str]) -> list[Case]:
+    """Cases of a file or of a folder."""
+    if path.is_dir():
+        folder, files = path, _nifti_files(path)
+        if not files:
+            raise UserError(f'{path} holds no .nii or .nii.gz file; give the folder of the scans')
+    elif path.exists():
+        folder, files = path.parent, [path]
+    else:
+        raise UserError(f'{path} does not exist; check --input')
+    if len(channels) == 1:
+        neighbours = _nifti_files(folder)
+        drop = all(case_stem(file).endswith(_FIRST_CHANNEL) for file in neighbours or files)
+        length = len(_FIRST_CHANNEL) if drop else 0
+        return [Case(case_stem(f)[: len(case_stem(f)) - length] or f.name, (f,)) for f in files]
+    groups = _group_channels(files if path.is_dir() else _siblings(path), channels)
+    return [Case(name, tuple(images)) for name, images in groups.items()]
+
+
+def _from_item(item: PathLike | Sequence[PathLike]) -> Case:
+    """A case given from Python: a file, or a sequence with one file per channel."""
+    if isinstance(item, str | os.PathLike):
+        return Case(case_stem(pathlib.Path(item)), (pathlib.Path(item),))
+    images = tuple(pathlib.Path(path) for path in item)
+    if not images:
+        raise UserError('a case without any file was given; name one file per channel')
+    stem = case_stem(images[0])
+    is_numbered = len(images) > 1 and stem.endswith(_FIRST_CHANNEL)
+    return Case(stem.removesuffix(_FIRST_CHANNEL) if is_numbered else stem, images)
+
+
+def _nifti_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """NIfTI files directly in a folder, by name; hidden files are left out."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(('.nii', '.nii.gz')) and not path.name.startswith('.')
+    )
+
+
+def _siblings(path: pathlib.Path) -> list[pathlib.Path]:
+    """All channels of the case that a file belongs to."""
+    match = _SUFFIX.match(case_stem(path))
+    if match is None:
+        return [path]
+    case = match['case']
+    names = [(file, _SUFFIX.match(case_stem(file))) for file in _nifti_files(path.parent)]
+    return [file for file, found in names if found is not None and found['case'] == case]
+
+
+def _group_channels(
+    files: Sequence[pathlib.Path], channels: Sequence[str]
+) -> dict[str, list[pathlib.Path]]:
+    """Groups X_0000, X_0001, ... by X, in the order of the numbers."""
+    groups: dict[str, list[pathlib.Path]] = {}
+    for file in files:
+        match = _SUFFIX.match(case_stem(file))
+        if match is None:
+            raise UserError(
+                f'{file}: the model expects {len(channels)} channels ({", ".join(channels)}) per '
+                f'case; {_how_to_name(channels)}'
+            )
+        group = groups.setdefault(match['case'], [])
+        if int(match['channel']) != len(group):
+            raise UserError(
+                f'{file}: case {match["case"]} has no channel {len(group):04d} '
+                f'({channels[min(len(group), len(channels) - 1)]}); {_how_to_name(channels)}'
+            )
+        group.append(file)
+    return groups
+
+
+def _how_to_name(channels: Sequence[str]) -> str:
+    if len(channels) == 1:
+        return 'give one file per case'
+    names = ', '.join(f'X_{i:04d}.nii.gz = {name}' for i, name in enumerate(channels))
+    return f'name the files of a case X {names}'

@@ -1,0 +1,396 @@
+"""Predicts scans: a mask and an anomaly map in the scan's own geometry, and a record (JSON).
+
+For a scan X the output folder receives
+
+    X_seg.nii.gz          uint8 classes (ids of `labels` in the record)
+    X_ood.nii.gz          anomaly score, larger is more anomalous, half precision, not normalised
+    X_ood-<score>.nii.gz  further scores that were asked for
+    X.json                volumes, lesions, case score, hashes, timings, peak memory
+
+The record is written last, so a scan that has one is complete and is skipped the next time.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from maxquery_jax.data.nifti import write_like
+from maxquery_jax.errors import UserError
+from maxquery_jax.inference import memory
+from maxquery_jax.inference.cases import Case, PathLike, find_cases, find_split
+from maxquery_jax.inference.model import LoadedModel, load_model
+from maxquery_jax.inference.progress import Progress, duration
+from maxquery_jax.inference.record import FORMAT, VERSION, describe_case
+from maxquery_jax.inference.scan import (
+    Grid,
+    ReadOptions,
+    read_grid,
+    read_scan,
+    to_file_order,
+    to_scan_grid,
+)
+from maxquery_jax.inference.sliding_window import plan_tiles, predict_volume
+from maxquery_jax.train.run_dir import write_json
+
+# Share of the machine's memory that a prediction may take unless --max_memory_gb says otherwise.
+_MEMORY_SHARE = 0.9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to predict; see `predict`."""
+
+    scores: tuple[str, ...]
+    step_size: float
+    batch_size: int
+    mirror: bool
+    min_lesion_ml: float
+    max_memory_bytes: int | None
+    overwrite: bool
+    reading: ReadOptions
+
+
+def default_step_size() -> float:
+    """Distance between tiles as a fraction of the patch: nnU-Net's 0.5; 0.75 on a CPU.
+
+    A CPU takes minutes where a GPU takes seconds, and 0.75 visits about a third of the tiles.
+    """
+    return 0.75 if jax.default_backend() == 'cpu' else 0.5
+
+
+def predict(
+    model: LoadedModel | PathLike,
+    source: PathLike | Iterable[PathLike | Sequence[PathLike]] | None = None,
+    output: PathLike | None = None,
+    *,
+    split: str | None = None,
+    scores: Sequence[str] | None = None,
+    step_size: float | None = None,
+    batch_size: int = 1,
+    mirror: bool = False,
+    overwrite: bool = False,
+    max_memory_gb: float | None = None,
+    min_lesion_ml: float = 0.01,
+    allow: Collection[str] = (),
+    nan_policy: str = 'error',
+    assume_orientation: str | None = None,
+) -> list[pathlib.Path]:
+    """Predicts scans one after the other; a bad scan does not stop the others.
+
+    Args:
+        model: a loaded model or a run directory.
+        source: a NIfTI file, a folder of them, or a sequence of scans (`cases.find_cases`).
+        output: folder for the results; with `split`, RUN/predictions/SPLIT if None.
+        split: in place of `source`, a split of the store the model was trained on; its raw
+            scans are predicted.
+        scores: anomaly scores to write, the first is the primary one; None takes the model's
+            default (MaxQuery: 'query_logit').
+        step_size: distance between tiles as a fraction of the patch, in (0, 1]; None takes
+            `default_step_size()`.
+        batch_size: tiles per call of the network.
+        mirror: average over the 8 mirrored copies of each tile.
+        overwrite: predict finished scans again.
+        max_memory_gb: refuse scans whose estimate is above this; None takes 90 % of the machine.
+        min_lesion_ml: smaller tumour components are not listed as lesions.
+        allow: findings of `data.findings.CHECKS` to accept.
+        nan_policy: 'error', or 'fill' to read NaN as air.
+        assume_orientation: axis codes such as 'LPS' for files without any.
+
+    Returns:
+        The record (X.json) of every scan, skipped ones included.
+
+    Raises:
+        UserError: wrong arguments; or, after all scans, the list of those that failed.
+    """
+    if not isinstance(model, LoadedModel):
+        model = load_model(model)
+    settings = _check_settings(
+        model,
+        scores,
+        step_size,
+        batch_size,
+        mirror,
+        min_lesion_ml,
+        max_memory_gb,
+        overwrite,
+        ReadOptions(tuple(allow), nan_policy, assume_orientation),
+    )
+    cases, folder = _find(model, source, output, split)
+    records, failures = [], []
+    for number, case in enumerate(cases, start=1):
+        title = f'[{number}/{len(cases)}] {case.name}'
+        try:
+            records.append(_predict_unless_done(model, case, folder, settings, title))
+        except UserError as error:
+            message = ' '.join(str(error).split())
+            print(f'{title}: failed: {message}', file=sys.stderr, flush=True)
+            failures.append(message)
+    if failures:
+        raise UserError(
+            f'{len(failures)} of {len(cases)} scans could not be predicted: {"; ".join(failures)}'
+        )
+    return records
+
+
+def _check_settings(
+    model: LoadedModel,
+    scores: Sequence[str] | None,
+    step_size: float | None,
+    batch_size: int,
+    mirror: bool,
+    min_lesion_ml: float,
+    max_memory_gb: float | None,
+    overwrite: bool,
+    reading: ReadOptions,
+) -> Settings:
+    """Checks the arguments of `predict` and fills in the defaults."""
+    step_size = default_step_size() if step_size is None else step_size
+    if not 0 < step_size <= 1:
+        raise UserError(f'--step_size must lie in (0, 1], got {step_size}; 0.5 is usual')
+    if batch_size < 1:
+        raise UserError(f'--batch_size must be at least 1, got {batch_size}')
+    if max_memory_gb is not None and not max_memory_gb > 0:
+        raise UserError(f'--max_memory_gb must be positive, got {max_memory_gb}')
+    limit = max_memory_gb * 1e9 if max_memory_gb else (memory.physical_bytes() or 0) * _MEMORY_SHARE
+    return Settings(
+        scores=model.choose_scores(scores),
+        step_size=step_size,
+        batch_size=batch_size,
+        mirror=mirror,
+        min_lesion_ml=min_lesion_ml,
+        max_memory_bytes=int(limit) or None,
+        overwrite=overwrite,
+        reading=reading,
+    )
+
+
+def _find(
+    model: LoadedModel,
+    source: PathLike | Iterable[PathLike | Sequence[PathLike]] | None,
+    output: PathLike | None,
+    split: str | None,
+) -> tuple[list[Case], pathlib.Path]:
+    """Finds the scans and makes the output folder."""
+    if (source is None) == (split is None):
+        raise UserError('give either --input (scans) or --split (of the training store)')
+    if output is None and (split is None or model.run_dir is None):
+        raise UserError('--output is missing: name a folder for the predictions')
+    if source is not None:
+        cases = find_cases(source, model.channels)
+    elif not model.store:
+        raise UserError(f'the model {model.description} names no store; give scans with --input')
+    else:
+        assert split is not None
+        cases = find_split(model.store, split)
+    if output is None:
+        assert model.run_dir is not None and split is not None
+        output = model.run_dir / 'predictions' / split
+    folder = pathlib.Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--output {folder} cannot be created: {error.strerror}') from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f'--output {folder} cannot be written; choose another folder')
+    return cases, folder
+
+
+def output_files(name: str, scores: Sequence[str]) -> dict[str, str]:
+    """File names of a scan: 'seg', and one per score, the primary one first."""
+    files = {'seg': f'{name}_seg.nii.gz', scores[0]: f'{name}_ood.nii.gz'}
+    return files | {score: f'{name}_ood-{score}.nii.gz' for score in scores[1:]}
+
+
+def _predict_unless_done(
+    model: LoadedModel, case: Case, folder: pathlib.Path, settings: Settings, title: str
+) -> pathlib.Path:
+    """Predicts one scan and returns its record; bugs of the scan become UserError."""
+    record = folder / f'{case.name}.json'
+    if not settings.overwrite and _is_finished(record, model, case, settings):
+        print(f'{title}: finished before, skipped', flush=True)
+        return record
+    record.unlink(missing_ok=True)  # from here on the scan is unfinished
+    where = case.images[0]
+    try:
+        _predict_case(model, case, folder, settings, title)
+    except FloatingPointError as error:
+        raise UserError(
+            f'{where}: {error}; check that the scan is CT in HU, and that the model was trained '
+            'without diverging'
+        ) from error
+    except MemoryError as error:
+        raise UserError(f'{where}: not enough memory; crop the scan') from error
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise UserError(f'{where}: the device has not enough memory; lower --batch_size') from error
+    except OSError as error:
+        raise UserError(f'{where}: {error.filename or folder}: {error.strerror}') from error
+    return record
+
+
+def _is_finished(record: pathlib.Path, model: LoadedModel, case: Case, settings: Settings) -> bool:
+    """Whether the scan was predicted by this model with these scores.
+
+    Raises:
+        UserError: the record is another model's or another program's.
+    """
+    if not record.exists():
+        return False
+    try:
+        content = json.loads(record.read_text())
+        known = content['format'] == FORMAT and content['version'] == VERSION
+        digest, files = content['model']['params_sha256'], content['files']
+    except (OSError, ValueError, KeyError, TypeError):
+        known, digest, files = False, '', {}
+    if not known or digest != model.params_sha256:
+        what = 'comes from another model' if known else 'is not a record of this program'
+        raise UserError(f'{record} {what}; give --overwrite to replace it, or another --output')
+    wanted = output_files(case.name, settings.scores)
+    return files == wanted and all((record.parent / name).exists() for name in wanted.values())
+
+
+def _predict_case(
+    model: LoadedModel, case: Case, folder: pathlib.Path, settings: Settings, title: str
+) -> None:
+    """Reads, predicts and writes one scan."""
+    clock = _Clock()
+    grid = read_grid(case, model.spacing_mm, settings.reading)
+    estimate = _require_memory(model, grid, case, settings, title)
+    clock.lap('compile_s')
+    image, hashes, warnings = read_scan(case, grid, model.spacing_mm, settings.reading)
+    for line in warnings:
+        print(f'{title}: note: {line}', file=sys.stderr, flush=True)
+    clock.lap('read_s')
+
+    plan = plan_tiles(grid.model_shape, model.patch_size, settings.step_size)
+    program = model.program(settings.scores, mirror=settings.mirror)
+    progress = Progress(title, plan.num_tiles)
+    label, scores = predict_volume(
+        image,
+        lambda tiles: program(model.params, tiles),
+        plan,
+        num_classes=model.num_classes,
+        score_names=settings.scores,
+        lower=model.intensity['lower'],
+        batch_size=settings.batch_size,
+        on_tiles=progress.add,
+    )
+    del image
+    clock.lap('network_s')
+
+    label, scores = to_scan_grid(label, scores, grid, model.spacing_mm)
+    clock.lap('resample_s')
+    findings = describe_case(label, scores, grid, model, settings.min_lesion_ml)
+    clock.lap('measure_s')
+    files = output_files(case.name, settings.scores)
+    _write(folder / files['seg'], label, grid, 'uint8')
+    for name, values in scores.items():
+        _write(folder / files[name], values, grid, 'float16')
+    clock.lap('write_s')
+    record = {
+        'format': FORMAT,
+        'version': VERSION,
+        'case': case.name,
+        'files': files,
+        **findings,
+        'labels': list(model.labels),
+        'label_map': dict(model.label_map),
+        'model': {'name': model.description, 'params_sha256': model.params_sha256},
+        'input': [
+            {'file': path.name, 'sha256': digest}
+            for path, digest in zip(case.images, hashes, strict=True)
+        ],
+        'settings': {
+            'step_size': settings.step_size,
+            'mirror': settings.mirror,
+            'batch_size': settings.batch_size,
+            'min_lesion_ml': settings.min_lesion_ml,
+            'device': jax.default_backend(),
+        },
+        'tiles': plan.num_tiles,
+        'timings': clock.laps | {'total_s': clock.total},
+        'peak_memory_bytes': memory.peak_rss_bytes(),
+        'estimated_memory_bytes': estimate.total,
+    }
+    write_json(folder / f'{case.name}.json', record)
+    progress.close(_summary(findings, clock.total))
+
+
+def _require_memory(
+    model: LoadedModel, grid: Grid, case: Case, settings: Settings, title: str
+) -> memory.MemoryEstimate:
+    """Prints how much memory the scan will take; compiles the network to know.
+
+    Raises:
+        UserError: it is more than allowed.
+    """
+    program = model.program(settings.scores, mirror=settings.mirror)
+    tiles = (settings.batch_size, *model.patch_size, len(model.channels))
+    stored = grid.header.dtype
+    is_whole = stored.kind in 'iu' and grid.header.scaling is None
+    network = program.memory_bytes(model.params, tiles, np.int16)
+    estimate = memory.estimate_memory(
+        grid.shape,
+        model_shape=grid.model_shape,
+        patch_size=model.patch_size,
+        num_classes=model.num_classes,
+        num_scores=len(settings.scores),
+        num_channels=len(model.channels),
+        itemsize=stored.itemsize if is_whole else 4,
+        network_bytes=network,
+        baseline_bytes=memory.resident_bytes(),
+        batch_size=settings.batch_size,
+        is_sheared=grid.orientation.is_sheared,
+    )
+    print(f'{title}: {" x ".join(map(str, grid.shape))} voxels, {estimate.describe()}', flush=True)
+    limit = settings.max_memory_bytes
+    if limit is not None and estimate.total > limit:
+        raise UserError(
+            f'{case.images[0]}: needs {estimate.describe()}; allowed are {limit / 1e9:.2f} GB: '
+            'raise --max_memory_gb or crop the scan'
+        )
+    return estimate
+
+
+def _write(path: pathlib.Path, array: np.ndarray, grid: Grid, dtype: str) -> None:
+    """Writes a canonical array in the scan's own geometry."""
+    write_like(path, to_file_order(array, grid), grid.header, dtype)
+
+
+def _summary(findings: dict[str, Any], seconds: float) -> str:
+    """What the last line of a scan says."""
+    volumes = ', '.join(f'{name} {ml:.1f} ml' for name, ml in findings['volumes_ml'].items())
+    fallback = findings['case_ood_fallback']
+    where = f' (over the {fallback}: no tumour predicted)' if fallback else ''
+    return (
+        f'{volumes or "nothing found"}; {len(findings["lesions"])} lesions; case score '
+        f'{findings["case_ood_score"]:.4g}{where}; {duration(seconds)}'
+    )
+
+
+class _Clock:
+    """Seconds per phase."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Ends a phase."""
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        """Seconds since the start."""
+        return round(time.monotonic() - self._start, 3)

@@ -1,0 +1,103 @@
+"""The stated memory bound, held by a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import numpy as np
+import pytest
+
+from maxquery_jax.inference.memory import estimate_memory
+
+CHILD = """
+import json, pathlib, resource, sys
+import numpy as np
+from threshold_model import make_threshold_model, save_scan
+from maxquery_jax.inference.predict import predict
+
+folder, spacing = pathlib.Path(sys.argv[1]), float(sys.argv[2])
+x = np.arange(160)
+plane = 90 * np.sin(x / 30).reshape(-1, 1) * np.cos(x / 40)
+hu = np.empty((160, 160, 320), np.int16, order='F')
+for i in range(320):
+    hu[..., i] = plane + 20 * np.sin(i / 9)
+save_scan(folder / 'x.nii', hu, np.eye(4))
+del hu
+import jax.numpy as jnp
+classes = int(sys.argv[4])
+def forward(params, tiles):
+    x = tiles[..., 0].astype(jnp.float32)
+    logits = jnp.stack([jnp.abs(x + 5 * k) for k in range(classes)], -1)
+    return -logits, {'query_logit': x / 100}
+roles = ['background', 'organ'] + ['tumour'] * (classes - 2)
+model = make_threshold_model(
+    patch_size=(16, 80, 80), spacing_mm=(spacing,) * 3, forward=forward,
+    labels=tuple({'id': i, 'name': f'c{i}', 'role': r} for i, r in enumerate(roles)),
+)
+limit = float(sys.argv[3])
+(record,) = predict(model, folder / 'x.nii', folder / 'out', step_size=1.0, max_memory_gb=limit)
+content = json.loads(record.read_text())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([peak, content['peak_memory_bytes'], content['estimated_memory_bytes']]))
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/statm').exists(), reason='needs Linux accounting')
+@pytest.mark.parametrize(('spacing', 'classes'), [(1.0, 32), (1.25, 5)])
+def test_a_process_stays_below_the_estimate(tmp_path, python, spacing, classes):
+    here = pathlib.Path(__file__).parent
+    environment = {
+        **os.environ,
+        'OMP_NUM_THREADS': '1',
+        'PYTHONPATH': os.pathsep.join([str(here), str(here.parent.parent)]),
+    }
+    limit_gb = 0.75
+    run = subprocess.run(
+        [python, '-c', CHILD, str(tmp_path), str(spacing), str(limit_gb), str(classes)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    peak, recorded, estimated = json.loads(run.stdout.splitlines()[-1])
+    assert recorded <= peak <= 1.02 * estimated <= 1.02 * limit_gb * 1e9
+    assert limit_gb * 1e9 < 320 * 160 * 160 * 32 * 4  # 32 classes x volume in float32
+
+
+def _estimate(**changes):
+    fields = {
+        'shape': (1000, 512, 512),
+        'model_shape': (1000, 512, 512),
+        'patch_size': (28, 192, 320),
+        'num_classes': 8,
+    }
+    return estimate_memory(**(fields | changes))
+
+
+def test_formula_of_the_docstring():
+    voxels = 1000 * 512 * 512
+    found = _estimate(network_bytes=10**8, baseline_bytes=5)
+    slab = 4 * 28 * 512 * 512 * (8 + 1 + 1)
+    tile = 28 * 192 * 320 * (4 * 9 + 2)
+    assert found.read == 2 * voxels and found.slab == slab
+    assert found.export == 3 * voxels + 80 * 2**19
+    assert found.window == 2 * voxels + 3 * voxels + slab + 10**8 + 3 * tile + 8 * 2**25
+    assert found.total == 5 + found.window
+    assert found.total < 2.2e9 and '2.17 GB peak' in found.describe()
+
+
+def test_estimate_grows_with_what_it_should():
+    base = _estimate()
+    deep = _estimate(shape=(2000, 512, 512), model_shape=(2000, 512, 512))
+    assert deep.slab == base.slab and deep.total < 2 * base.total
+    more = _estimate(num_classes=50)
+    assert more.window < 2 * (base.window + 50 * base.slab / 8) and more.read == base.read
+    small = _estimate(shape=(10, 20, 20), model_shape=(10, 20, 20))
+    assert small.slab == 4 * 28 * 192 * 320 * 10  # a volume smaller than the patch is padded
+    resampled = _estimate(model_shape=(500, 256, 256))
+    ratio = np.prod((500, 256, 256)) / np.prod((1000, 512, 512))
+    assert resampled.read > base.read * (1 + ratio) and resampled.window < base.window
+    for change in ({'itemsize': 4}, {'num_channels': 2}, {'is_sheared': True}):
+        assert _estimate(**change).read > base.read
