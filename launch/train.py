@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; made if missing,
 def main() -> None:
     """Trains `--config` in `--workdir`."""
     from maxquery_jax.errors import UserError
-    from maxquery_jax.report.pictures import plot_progress
+    from maxquery_jax.report.progress_plot import plot_progress
     from maxquery_jax.train.experiment import train
 
     if _CONFIG.value is None:

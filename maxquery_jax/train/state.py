@@ -77,12 +77,24 @@ def _init_fn(model: nn.Module, image_shape: tuple[int, ...]):
 def state_shardings(
     boxed_params: PyTree, tx: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """NamedShardings of a whole state; moments take their parameter's."""
-    boxed_opt = jax.eval_shape(tx.init, boxed_params)
+    """NamedShardings of a whole state; a moment lies where its parameter lies."""
+    params = sharding.tree_shardings(boxed_params, mesh)
+    by_name = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        parts = path_name(path).split('/')
+        for start in range(len(parts)):  # a moment's path ends with its parameter's
+            found = by_name.get('/'.join(parts[start:]))
+            if found is not None and leaf.shape:
+                return found
+        return replicated
+
+    opt_state = jax.eval_shape(tx.init, sharding.unbox(boxed_params))
     return TrainState(
-        step=NamedSharding(mesh, PartitionSpec()),
-        params=sharding.tree_shardings(boxed_params, mesh),
-        opt_state=sharding.tree_shardings(boxed_opt, mesh),
+        step=replicated,
+        params=params,
+        opt_state=jax.tree_util.tree_map_with_path(place, opt_state),
     )
 
 
