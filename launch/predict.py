@@ -11,6 +11,9 @@ command continues after an interruption. A bad file is named, the others are sti
 the exit code is 2.
 """
 
+import os
+import pathlib
+
 from absl import flags
 
 from launch import _cli
@@ -61,11 +64,16 @@ def main() -> None:
     from maxquery_jax.errors import UserError
     from maxquery_jax.inference.model import load_model
     from maxquery_jax.inference.predict import predict
+    from maxquery_jax.train.experiment import enable_compilation_cache
 
     if not _MODEL.value:
         raise UserError('name a trained run with --model, e.g. --model=runs/demo')
+    model = load_model(_MODEL.value, _STAGE.value)
+    cache = pathlib.Path(_MODEL.value) / 'cache'
+    if os.access(cache, os.W_OK):
+        enable_compilation_cache(cache)
     predict(
-        load_model(_MODEL.value, _STAGE.value),
+        model,
         _INPUT.value,
         _OUTPUT.value,
         split=_SPLIT.value,

@@ -30,20 +30,20 @@ class ConvertTask:
     """What a process needs to write one case.
 
     Attributes:
-        store: location of the store.
-        source: folder that the case's paths are relative to.
         case: its files.
         sha256: of each file when it was checked.
+        store: location of the store.
+        source: folder that the case's paths are relative to.
         table: ids of the labels.
         assume_orientation: axis codes for files without an affine.
         spacing_mm: (z, y, x) of the store.
         label_method: 'linear' or 'nearest'.
     """
 
-    store: str
-    source: pathlib.Path
     case: RawCase
     sha256: Mapping[str, str]
+    store: str
+    source: pathlib.Path
     table: LabelTable
     assume_orientation: str | None
     spacing_mm: tuple[float, float, float]

@@ -93,11 +93,14 @@ def build_batches(
     mix: Sequence[float] | None = None,
     num_workers: int = 0,
     num_threads: int = 2,
+    prefetch: int = 2,
 ) -> Batches:
     """Builds the endless stream of training batches.
 
     Each store's cases come in a new random order every epoch. Several stores are interleaved in
     the proportions `mix`, evenly over time.
+
+    Deviation: nnU-Net draws cases with replacement.
 
     Args:
         stores: opened stores of one label table, spacing and channel list.
@@ -114,7 +117,8 @@ def build_batches(
         oversample_roles: roles of the classes that count as foreground there.
         mix: positive weight per store; None weighs stores by their number of cases.
         num_workers: processes that read; 0 reads in threads of this process.
-        num_threads: reading threads per process.
+        num_threads: reading threads per process; each reads a whole batch.
+        prefetch: batches read ahead per process, at least one; bounds memory.
 
     Returns:
         Iterator of `{'image': int16 [b, *crop, P] HU, 'label': uint8 [b, *crop], 'case': int32
@@ -131,6 +135,8 @@ def build_batches(
             f'batch_size {batch_size} does not divide over {shard_count} hosts; make it a multiple'
         )
     cases = [(k, case) for k, store in enumerate(stores) for case in store.case_ids(split)]
+    if seed < 0:
+        raise UserError(f'seed {seed} is negative; choose 0 or above')
     weights = _weights([len(store.case_ids(split)) for store in stores], mix)
     crop = tuple(crop_size)
     reader = _CropReader(
@@ -149,6 +155,7 @@ def build_batches(
         shard=(shard_index, shard_count),
         num_workers=num_workers,
         num_threads=num_threads,
+        prefetch=max(prefetch, 1),
     )
     prefixes = [f'{store.manifest.dataset}/' if len(stores) > 1 else '' for store in stores]
     return Batches(plan, [prefixes[k] + case for k, case in cases], start_step)
@@ -201,6 +208,7 @@ class _Plan:
     shard: tuple[int, int]
     num_workers: int
     num_threads: int
+    prefetch: int
 
     @property
     def local_rows(self) -> int:
@@ -213,7 +221,8 @@ class _Plan:
         batches = self.rows.map_with_index(self.reader).batch(self.local_rows, drop_remainder=True)
         dataset = batches[index::count][start_step:].to_iter_dataset(
             grain.ReadOptions(
-                num_threads=self.num_threads, prefetch_buffer_size=max(2, self.num_threads)
+                num_threads=min(self.num_threads, self.prefetch),  # more could never run at once
+                prefetch_buffer_size=self.prefetch,
             )
         )
         if self.num_workers:

@@ -112,7 +112,9 @@ def prepare(
     if not check:
         read = dataclasses.replace(read, allow=frozenset(CHECKS))
     if dataset == 'phantom':
-        write_phantom(source, phantom or {}, log)
+        write_phantom(source, phantom or {}, workers=workers, progress=progress)
+    elif phantom:
+        raise UserError(f'--phantom belongs to --dataset=phantom, not {dataset}')
     raw, table = open_source(dataset, source, pairs=pairs, roles=roles)
     workers = choose_workers(raw) if workers is None else workers
     settings = _settings(raw, table, read, split, options)
@@ -128,19 +130,8 @@ def prepare(
     spacing = _choose_spacing(survey, options)
     chosen = {case_id for ids in survey.splits.values() for case_id in ids}
     cases = [case for case in raw.cases if case.case_id in chosen]
-    tasks = [
-        ConvertTask(
-            store,
-            raw.source,
-            case,
-            survey.scans[case.case_id].sha256,
-            table,
-            read.assume_orientation,
-            spacing,
-            label_method,
-        )
-        for case in cases
-    ]
+    shared = store, raw.source, table, read.assume_orientation, spacing, label_method
+    tasks = [ConvertTask(case, survey.scans[case.case_id].sha256, *shared) for case in cases]
     writer = StoreWriter(store)
     _write(writer, tasks, workers, progress, log)
     records = {case.case_id: writer.attributes(case.case_id) or {} for case in cases}

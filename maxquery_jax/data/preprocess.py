@@ -18,6 +18,9 @@ from scipy import ndimage
 ANISOTROPY = 3.0  # ratio of voxel edges beyond which the coarse axis is treated apart
 _SLAB = 32  # output slices at a time
 _SUPPORT = 1e-6  # spline weights below this do not reach a rounded HU
+_PLANES = 8  # slices resampled in their plane at a time
+_BLOCK = 64  # rows of a matrix multiplied at a time
+_COUNTED = 1 << 17  # voxels whose neighbours are counted at a time
 _LABEL_MAX = 255
 
 
@@ -117,13 +120,14 @@ def resample_label(
     if target == label.shape:
         return label
     apart = coarse_axis(spacing_mm, new_spacing_mm)
-    orders = [0 if method == 'nearest' or axis == apart else 1 for axis in range(3)]
-    weights = [_weights(*sizes) for sizes in zip(label.shape, target, orders, strict=True)]
+    taps = [
+        _taps(*sizes, is_linear=method == 'linear' and axis != apart)
+        for axis, sizes in enumerate(zip(label.shape, target, strict=True))
+    ]
     out = np.empty(target, np.uint8)
     for start in range(0, target[0], _SLAB):
-        stop = min(start + _SLAB, target[0])
-        rows, columns = _banded(weights[0], start, stop)
-        out[start:stop] = _vote(label[columns], [rows, *weights[1:]])
+        indices, shares = (part[start : start + _SLAB] for part in taps[0])
+        out[start : start + _SLAB] = _vote(label, [(indices, shares), *taps[1:]])
     return out
 
 
@@ -145,83 +149,106 @@ def _weights(size: int, new_size: int, order: int) -> np.ndarray | None:
     return matrix.astype(np.float32)
 
 
-def _banded(matrix: np.ndarray | None, start: int, stop: int) -> tuple[np.ndarray | None, slice]:
+def _banded(matrix: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, slice]:
     """Rows `start:stop` of a matrix and the range of columns that they touch."""
-    if matrix is None:
-        return None, slice(start, stop)
     touched = np.flatnonzero(matrix[start:stop].any(axis=0))
     columns = slice(int(touched[0]), int(touched[-1]) + 1)
     return matrix[start:stop, columns], columns
 
 
 def _in_plane(volume: np.ndarray, weights: Sequence[np.ndarray | None]) -> np.ndarray:
-    """[d, H, W] to float32 [d, H', W']."""
-    volume = np.ascontiguousarray(volume, np.float32)
-    if weights[1] is not None:
-        volume = volume @ weights[1].T
-    if weights[0] is not None:
-        volume = weights[0] @ volume
-    return volume
+    """[d, H, W] to float32 [d, H', W'], a few slices at a time."""
+    height, width = (
+        size if matrix is None else len(matrix)
+        for size, matrix in zip(volume.shape[1:], weights, strict=True)
+    )
+    out = np.empty((len(volume), height, width), np.float32)
+    for start in range(0, len(volume), _PLANES):
+        planes = np.ascontiguousarray(volume[start : start + _PLANES], np.float32)
+        if weights[1] is not None:
+            planes = _multiply(weights[1], planes.swapaxes(1, 2)).swapaxes(1, 2)
+        out[start : start + _PLANES] = _multiply(weights[0], planes)
+    return out
 
 
-def _along_z(matrix: np.ndarray | None, volume: np.ndarray) -> np.ndarray:
+def _multiply(matrix: np.ndarray | None, planes: np.ndarray) -> np.ndarray:
+    """`matrix` [h, H] times each of `planes` [n, H, W], skipping what is zero."""
     if matrix is None:
-        return volume
-    depth = volume.shape[0]
-    return (matrix @ volume.reshape(depth, -1)).reshape(-1, *volume.shape[1:])
+        return planes
+    out = np.empty((len(planes), len(matrix), planes.shape[2]), np.float32)
+    for start in range(0, len(matrix), _BLOCK):  # the weights form a narrow band
+        rows, columns = _banded(matrix, start, start + _BLOCK)
+        np.matmul(rows, planes[:, columns], out=out[:, start : start + _BLOCK])
+    return out
 
 
 def _slabs(
     image: np.ndarray, weights: Sequence[np.ndarray | None]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Resampled slabs (first slice, float32 [n, H', W']); each input slice is visited once."""
-    depth = image.shape[0] if weights[0] is None else len(weights[0])
-    first, ready = 0, None  # in-plane results of input slices first, first + 1, ...
-    for start in range(0, depth, _SLAB):
-        rows, columns = _banded(weights[0], start, min(start + _SLAB, depth))
-        if ready is None or columns.start >= first + len(ready):
-            first, ready = columns.start, _in_plane(image[columns], weights[1:])
-        else:
-            kept = ready[columns.start - first :]
-            begin = columns.start + len(kept)
-            added = [_in_plane(image[begin : columns.stop], weights[1:])]
-            first, ready = columns.start, np.concatenate([kept, *added])
-        yield start, _along_z(rows, ready[: columns.stop - first]).copy()
+    along_z = weights[0]
+    if along_z is None:
+        for start in range(0, len(image), _SLAB):
+            yield start, _in_plane(image[start : start + _SLAB], weights[1:])
+        return
+    first, ready = 0, _in_plane(image[:0], weights[1:])  # input slices first, first + 1, ...
+    for start in range(0, len(along_z), _SLAB):
+        rows, columns = _banded(along_z, start, start + _SLAB)
+        kept = ready[max(0, columns.start - first) :]
+        begin = max(columns.start, first + len(ready))
+        added = _in_plane(image[begin : columns.stop], weights[1:])
+        first, ready = columns.start, np.concatenate([kept, added])
+        slab = rows @ ready[: columns.stop - first].reshape(len(rows[0]), -1)
+        yield start, slab.reshape(-1, *ready.shape[1:])
 
 
-def _vote(label: np.ndarray, weights: Sequence[np.ndarray | None]) -> np.ndarray:
-    """The class of largest weight at each output voxel; classes work inside their own box."""
-    present = np.flatnonzero(np.bincount(label.ravel(), minlength=1))
-    shape = [
-        size if matrix is None else len(matrix)
-        for size, matrix in zip(label.shape, weights, strict=True)
-    ]
-    if len(present) == 1:
-        return np.full(shape, present[0], np.uint8)
-    winner = np.zeros(shape, np.uint8)
-    best = np.zeros(shape, np.float32)
-    boxes = ndimage.find_objects(label)
-    for class_id in present:
-        box = boxes[class_id - 1] if class_id else (slice(None),) * 3
-        parts, where = zip(*map(_reached, weights, box), strict=True)
-        share = _along_z(parts[0], _in_plane(label[box] == class_id, parts[1:]))
-        # The tolerance lets exact ties go to the higher id in spite of rounding.
-        wins = (share > 0) & (share >= best[where] - 1e-5)
-        winner[where][wins] = class_id
-        best[where][wins] = share[wins]
-    return winner
+def _taps(size: int, new_size: int, *, is_linear: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Linear interpolation of one axis: indices [new_size, 2] and weights [new_size, 2]."""
+    centres = (np.arange(new_size) + 0.5) * size / new_size
+    if not is_linear:  # the higher one in the middle
+        centres = np.floor(centres + 1e-9) + 0.5
+    low = np.floor(centres - 0.5)
+    share = centres - 0.5 - low
+    indices = np.clip(np.stack([low, low + 1], axis=1).astype(int), 0, size - 1)
+    return indices, np.stack([1 - share, share], axis=1)
 
 
-def _reached(matrix: np.ndarray | None, box: slice) -> tuple[np.ndarray | None, slice]:
-    """The part of a matrix behind input range `box`, and the output range it reaches."""
-    if matrix is None:
-        return None, box
-    part = matrix[:, box]
-    rows = np.flatnonzero(part.any(axis=1))
-    if not len(rows):  # downsampling can step over a thin structure
-        return part[:0], slice(0, 0)
-    reached = slice(int(rows[0]), int(rows[-1]) + 1)
-    return part[reached], reached
+def _vote(label: np.ndarray, taps: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The label of largest weight among the 8 around each output voxel; ties to the higher id.
+
+    Nearly all voxels have 8 equal neighbours; only the others are counted, so the cost does not
+    grow with the number of classes.
+    """
+    low = high = label
+    for axis, (indices, _) in enumerate(taps):
+        low, high = (
+            choose(part.take(indices[:, 0], axis), part.take(indices[:, 1], axis))
+            for choose, part in ((np.minimum, low), (np.maximum, high))
+        )
+    mixed = np.flatnonzero(low != high)
+    winner = low.ravel()
+    for start in range(0, len(mixed), _COUNTED):
+        voxels = mixed[start : start + _COUNTED]
+        z, y, x = np.unravel_index(voxels, low.shape)
+        (iz, wz), (iy, wy), (ix, wx) = (
+            (indices[place], weights[place])
+            for (indices, weights), place in zip(taps, (z, y, x), strict=True)
+        )
+        around = label[iz[:, :, None, None], iy[:, None, :, None], ix[:, None, None, :]]
+        weights = wz[:, :, None, None] * wy[:, None, :, None] * wx[:, None, None, :]
+        winner[voxels] = _heaviest(around.reshape(-1, 8), weights.reshape(-1, 8))
+    return winner.reshape(low.shape)
+
+
+def _heaviest(ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Per row of [M, 8] the id whose weights add up to most."""
+    best = np.full(len(ids), -1, np.int64)
+    for candidate in ids.T:
+        share = np.where(ids == candidate[:, None], weights, 0).sum(1)
+        # Rounded, so that exact ties go to the higher id in spite of rounding.
+        rank = np.rint(share * 1e5).astype(np.int64) * (_LABEL_MAX + 1) + candidate
+        np.maximum(best, rank, out=best)
+    return best % (_LABEL_MAX + 1)
 
 
 def target_spacing(

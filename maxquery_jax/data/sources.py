@@ -3,13 +3,15 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from maxquery_jax.data.datasets.decathlon import read_decathlon
 from maxquery_jax.data.datasets.pairs import parse_label_names, read_pairs
+from maxquery_jax.data.datasets.phantom import CohortSpec, write_cohort
 from maxquery_jax.data.labels import LabelTable, RoleFlags, build_label_table
 from maxquery_jax.data.raw import RawDataset
+from maxquery_jax.data.workers import Progress
 from maxquery_jax.errors import UserError
 
 LAYOUTS = {
@@ -76,29 +78,51 @@ def open_source(
 
 
 def write_phantom(
-    source: str | os.PathLike, spec: Mapping[str, Any], log: Callable[[str], None]
+    source: str | os.PathLike,
+    spec: Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    progress: bool = False,
 ) -> None:
-    """Writes the phantom cohort into a folder that holds no data set yet.
+    """Writes the phantom cohort into a folder that does not hold it yet.
 
     Args:
         source: the folder.
-        spec: fields of `phantom.CohortSpec`; what is left out keeps its default.
-        log: takes the lines for the user.
+        spec: fields of `phantom.CohortSpec`; what is left out keeps its default. Empty means
+            whatever cohort is there, or the default one.
+        workers: processes; None for two.
+        progress: whether to print a progress line.
 
     Raises:
-        UserError: unknown field, or a value of the wrong kind.
+        UserError: unknown field, a value of the wrong kind, or another data set in the folder.
     """
-    from maxquery_jax.data.datasets.phantom import CohortSpec, write_cohort
-
-    if (pathlib.Path(source) / 'dataset.json').exists():
+    if not spec and (pathlib.Path(source) / 'dataset.json').exists():
         return
     known = [field.name for field in dataclasses.fields(CohortSpec)]
     for name in spec:
         if name not in known:
             raise UserError(f'phantom: no field {name!r}; fields: {", ".join(known)}')
+    spec = {
+        name: (value,) if name in ('phases', 'ood_labels') and isinstance(value, str) else value
+        for name, value in spec.items()
+    }
     try:
         cohort = CohortSpec(**spec)
     except (TypeError, ValueError) as error:
         raise UserError(f'phantom: {error}') from error
-    log(f'writing the phantom cohort into {source}')
-    write_cohort(cohort, source)
+    if cohort.annotated_groups:
+        names = ', '.join(group.name for group in cohort.annotated_groups)
+        raise UserError(
+            f'phantom: annotated_groups make several data sets ({names}); write them with '
+            'phantom.write_cohort and prepare each as decathlon'
+        )
+    line: Progress | None = None
+
+    def on_case(case_id: str, _: int, total: int) -> None:
+        nonlocal line
+        line = line or Progress('phantom', total)
+        line.step(case_id)
+
+    if workers is None:
+        workers = min(2, os.cpu_count() or 1)
+    write_cohort(source, cohort, workers=workers, on_case=on_case if progress else None)

@@ -6,6 +6,9 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
+from maxquery_jax.data.findings import CHECKS
+from maxquery_jax.data.raw import strip_extension
+from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
 
@@ -23,11 +26,13 @@ class Case:
         name: begins the names of its output files.
         images: one file per channel, in the model's order.
         sha256: expected hashes of the files where known, else empty.
+        reading: how to read them, where that is decided already.
     """
 
     name: str
     images: tuple[pathlib.Path, ...]
     sha256: tuple[str, ...] = ()
+    reading: ReadOptions | None = None
 
 
 def find_cases(
@@ -73,6 +78,8 @@ def find_cases(
 def find_split(store: PathLike, split: str) -> list[Case]:
     """Finds the raw scans behind a split of a patch store.
 
+    They are read as `prepare` read them: it has judged these files, and their hashes are checked.
+
     Args:
         store: the store a model was trained on.
         split: 'train', 'val', 'test' or another split of the store.
@@ -91,22 +98,15 @@ def find_split(store: PathLike, split: str) -> list[Case]:
             f'{folder} does not exist, but store {store} was prepared from it; put the raw scans '
             'back there, or name scans with --input'
         )
+    settings = manifest.fingerprint.get('settings', {})
+    reading = ReadOptions(frozenset(CHECKS), 'fill', settings.get('assume_orientation'))
     cases = []
     for name in names:
         record = manifest.cases[name]
         images = record['source']['image']
         hashes = tuple(record['sha256'].get(image, '') for image in images)
-        cases.append(Case(name, tuple(folder / image for image in images), hashes))
+        cases.append(Case(name, tuple(folder / image for image in images), hashes, reading))
     return cases
-
-
-def case_stem(path: pathlib.Path) -> str:
-    """The file name without .nii or .nii.gz."""
-    name = path.name
-    for extension in ('.nii.gz', '.nii'):
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
-    return path.stem
 
 
 def _from_path(path: pathlib.Path, channels: Sequence[str]) -> list[Case]:
@@ -121,9 +121,9 @@ def _from_path(path: pathlib.Path, channels: Sequence[str]) -> list[Case]:
         raise UserError(f'{path} does not exist; check --input')
     if len(channels) == 1:
         neighbours = _nifti_files(folder)
-        drop = all(case_stem(file).endswith(_FIRST_CHANNEL) for file in neighbours or files)
+        drop = all(_stem(file).endswith(_FIRST_CHANNEL) for file in neighbours or files)
         length = len(_FIRST_CHANNEL) if drop else 0
-        return [Case(case_stem(f)[: len(case_stem(f)) - length] or f.name, (f,)) for f in files]
+        return [Case(_stem(f)[: len(_stem(f)) - length] or f.name, (f,)) for f in files]
     groups = _group_channels(files if path.is_dir() else _siblings(path), channels)
     return [Case(name, tuple(images)) for name, images in groups.items()]
 
@@ -131,13 +131,17 @@ def _from_path(path: pathlib.Path, channels: Sequence[str]) -> list[Case]:
 def _from_item(item: PathLike | Sequence[PathLike]) -> Case:
     """A case given from Python: a file, or a sequence with one file per channel."""
     if isinstance(item, str | os.PathLike):
-        return Case(case_stem(pathlib.Path(item)), (pathlib.Path(item),))
+        return Case(_stem(pathlib.Path(item)), (pathlib.Path(item),))
     images = tuple(pathlib.Path(path) for path in item)
     if not images:
         raise UserError('a case without any file was given; name one file per channel')
-    stem = case_stem(images[0])
+    stem = _stem(images[0])
     is_numbered = len(images) > 1 and stem.endswith(_FIRST_CHANNEL)
     return Case(stem.removesuffix(_FIRST_CHANNEL) if is_numbered else stem, images)
+
+
+def _stem(path: pathlib.Path) -> str:
+    return strip_extension(path.name)
 
 
 def _nifti_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -151,11 +155,11 @@ def _nifti_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _siblings(path: pathlib.Path) -> list[pathlib.Path]:
     """All channels of the case that a file belongs to."""
-    match = _SUFFIX.match(case_stem(path))
+    match = _SUFFIX.match(_stem(path))
     if match is None:
         return [path]
     case = match['case']
-    names = [(file, _SUFFIX.match(case_stem(file))) for file in _nifti_files(path.parent)]
+    names = [(file, _SUFFIX.match(_stem(file))) for file in _nifti_files(path.parent)]
     return [file for file, found in names if found is not None and found['case'] == case]
 
 
@@ -165,7 +169,7 @@ def _group_channels(
     """Groups X_0000, X_0001, ... by X, in the order of the numbers."""
     groups: dict[str, list[pathlib.Path]] = {}
     for file in files:
-        match = _SUFFIX.match(case_stem(file))
+        match = _SUFFIX.match(_stem(file))
         if match is None:
             raise UserError(
                 f'{file}: the model expects {len(channels)} channels ({", ".join(channels)}) per '

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 # slices, the results along each axis, the joined input of the next slab, the largest share so far.
 _RESAMPLED_SLICES, _RESAMPLING_COPIES = 32, 6
 MEASURED_VOXELS = 2**19  # volumes and lesions are counted in slabs of about this many voxels
-_MEASURED_BYTES = 80  # per voxel of such a slab, if all of it is tumour
-# glibc returns freed blocks above 34 MB at once and keeps smaller ones, per thread (measured).
-_KEPT_BLOCKS, _LARGEST_KEPT = 8, 2**25
+_PIECE_BYTES = 96 * 10**6  # what counting (80 bytes a voxel of a slab) and writing work on
+# glibc returns freed blocks above 32 MiB at once; of smaller ones it keeps some per thread. At most
+# 9 results of the network were seen kept.
+_KEPT_BLOCKS, _LARGEST_KEPT = 12, 2**25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ def estimate_memory(
     num_scores: int = 1,
     num_channels: int = 1,
     itemsize: int = 2,
+    is_int16: bool = True,
     network_bytes: int = 0,
     baseline_bytes: int = 0,
     batch_size: int = 1,
@@ -68,7 +70,7 @@ def estimate_memory(
     With V = voxels of the scan, v = voxels on the model's grid, P channels, K classes, S scores,
     i = bytes per stored voxel and (d, H, W) = patch depth, height and width of the model's grid:
 
-        read    i V + 2 P v + t                          (i V alone if nothing is copied)
+        read    i V + 2 V + 2 P v + t                    file, int16 HU, model's grid: as needed
         window  2 P v + (1 + 2 S) v                      int16 image, uint8 mask, float16 scores
                 + 4 d H W (K + S + 1)                    one slab of accumulators
                 + network + (2 b + 1) tiles + a          b tiles per call
@@ -76,11 +78,12 @@ def estimate_memory(
         total   baseline + max(read, window, export)
 
     t = 24 bytes x 32 slices x the larger plane covers resampling; a sheared scan adds a copy.
-    m = 80 bytes x 2^19 voxels (a plane, if it is larger) for counting volumes and lesions.
-    a = 8 x the result of a call, at most 8 x 34 MB: what the C library keeps of freed blocks.
+    m = 96 MB for the pieces on which counting and writing work.
+    a = 12 x the result of a call if that is below 34 MB, else 0: freed blocks that the C library
+    keeps.
     Nothing in it is classes x volume. For a 512 x 512 x 1000 int16 scan predicted at its own
     spacing with P = S = 1, K = 8 and a patch of 28 x 192 x 320: read 0.52 GB, window
-    0.52 + 0.79 + 0.29 + 0.47 GB + network, export 0.83 GB.
+    0.52 + 0.79 + 0.29 + 0.20 GB + network, export 0.88 GB.
 
     Args:
         shape: (D, H, W) of the scan.
@@ -90,6 +93,7 @@ def estimate_memory(
         num_scores: S.
         num_channels: P.
         itemsize: bytes per voxel of the array that reading a file gives.
+        is_int16: whether these are int16 already.
         network_bytes: what one call of the network needs.
         baseline_bytes: resident memory of the process before the case.
         batch_size: b.
@@ -103,14 +107,16 @@ def estimate_memory(
     slab = 4 * patch_size[0] * height * width * (num_classes + num_scores + 1)
     # Results of a batch and of the one before it on the host, and a kept tile of air.
     tile = math.prod(patch_size) * (4 * (num_classes + num_scores) + 2 * num_channels)
-    kept = _KEPT_BLOCKS * min(batch_size * tile, _LARGEST_KEPT)
+    kept = _KEPT_BLOCKS * batch_size * tile if batch_size * tile < _LARGEST_KEPT else 0
     window = image + outputs * model_voxels + slab + network_bytes
     window += (2 * batch_size + 1) * tile + kept
     temporaries = 0 if is_same else _resampling_bytes(shape, model_shape)
-    is_copied = not is_same or num_channels > 1 or itemsize != 2 or is_sheared
-    read = itemsize * voxels * (2 if is_sheared else 1) + is_copied * image + temporaries
+    copies = (is_sheared * itemsize + (not is_int16) * 2) * voxels
+    read = itemsize * voxels + copies + temporaries
+    if not is_same or num_channels > 1:
+        read += image
     export = outputs * (model_voxels + (0 if is_same else voxels)) + temporaries
-    export += _MEASURED_BYTES * max(MEASURED_VOXELS, shape[1] * shape[2])
+    export += _PIECE_BYTES
     if is_sheared:
         export += (outputs + 8) * voxels
     return MemoryEstimate(baseline_bytes, read, window, slab, network_bytes, export)

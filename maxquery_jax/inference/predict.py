@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from maxquery_jax.data.nifti import write_like
+from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference import memory
 from maxquery_jax.inference.cases import Case, PathLike, find_cases, find_split
@@ -31,7 +32,6 @@ from maxquery_jax.inference.progress import Progress, duration
 from maxquery_jax.inference.record import FORMAT, VERSION, describe_case
 from maxquery_jax.inference.scan import (
     Grid,
-    ReadOptions,
     read_grid,
     read_scan,
     to_file_order,
@@ -121,7 +121,7 @@ def predict(
         min_lesion_ml,
         max_memory_gb,
         overwrite,
-        ReadOptions(tuple(allow), nan_policy, assume_orientation),
+        ReadOptions(frozenset(allow), nan_policy, assume_orientation),
     )
     cases, folder = _find(model, source, output, split)
     records, failures = [], []
@@ -263,10 +263,11 @@ def _predict_case(
 ) -> None:
     """Reads, predicts and writes one scan."""
     clock = _Clock()
-    grid = read_grid(case, model.spacing_mm, settings.reading)
+    reading = case.reading or settings.reading
+    grid = read_grid(case, model.spacing_mm, reading)
     estimate = _require_memory(model, grid, case, settings, title)
     clock.lap('compile_s')
-    image, hashes, warnings = read_scan(case, grid, model.spacing_mm, settings.reading)
+    image, hashes, warnings = read_scan(case, grid, model.spacing_mm, reading)
     for line in warnings:
         print(f'{title}: note: {line}', file=sys.stderr, flush=True)
     clock.lap('read_s')
@@ -346,6 +347,7 @@ def _require_memory(
         num_scores=len(settings.scores),
         num_channels=len(model.channels),
         itemsize=stored.itemsize if is_whole else 4,
+        is_int16=is_whole and stored.newbyteorder('=') == np.int16,
         network_bytes=network,
         baseline_bytes=memory.resident_bytes(),
         batch_size=settings.batch_size,

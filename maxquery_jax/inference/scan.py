@@ -1,28 +1,30 @@
 """A scan on its way to the model's grid and a prediction on its way back."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from maxquery_jax.data import orientation as orientation_lib
 from maxquery_jax.data import preprocess
-from maxquery_jax.data.nifti import AIR_HU, from_canonical, read_header, read_image, to_canonical
-from maxquery_jax.data.nifti_header import AFFINE_TOLERANCE_MM, Header, corner_distance
+from maxquery_jax.data.nifti import (
+    AIR_HU,
+    Volume,
+    from_canonical,
+    read_header,
+    read_image,
+    to_canonical,
+)
+from maxquery_jax.data.nifti_header import Header, corner_distance
 from maxquery_jax.data.orientation import Orientation
+from maxquery_jax.data.scan import INT16, ReadOptions, to_hu
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference.cases import Case
 
+# Channels of a case may differ by the rounding of their headers, in voxels (as in `data.scan`).
+SAME_PLACE_VOXELS = 0.05
+
 Size = tuple[int, int, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadOptions:
-    """How tolerant reading is; see `data.nifti.read_image`."""
-
-    allow: Collection[str] = ()
-    nan_policy: str = 'error'
-    assume_orientation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,23 +62,28 @@ def read_grid(case: Case, model_spacing_mm: Sequence[float], options: ReadOption
         for path in case.images
     ]
     first = headers[0]
-    for header in headers[1:]:
-        if header.shape != first.shape:
-            problem = f'has shape {header.shape}, {first.path} has {first.shape}'
-        elif (
-            distance := corner_distance(header.affine, first.affine, first.shape)
-        ) > AFFINE_TOLERANCE_MM:
-            problem = f'lies up to {distance:.3g} mm from {first.path}'
-        else:
-            continue
-        raise UserError(f'{header.path}: {problem}; register the phases of a case to one grid')
     orientation = orientation_lib.find_orientation(first.affine, first.shape)
+    for header in headers[1:]:
+        _require_same_place(header, first, orientation)
     shape = orientation.shape
     if orientation.is_sheared:
         shape, _ = orientation_lib.rectified_grid(orientation)
     spacing = orientation.spacing_mm
     model_shape = preprocess.resampled_shape(shape, spacing, model_spacing_mm)
     return Grid(first, orientation, shape, spacing, model_shape)
+
+
+def _require_same_place(header: Header, first: Header, orientation: Orientation) -> None:
+    """Channels must lie on one grid; they may store it in another axis order."""
+    other = orientation_lib.find_orientation(header.affine, header.shape)
+    if other.shape != orientation.shape:
+        problem = f'has shape {other.shape} (z, y, x), {first.path} has {orientation.shape}'
+    else:
+        distance = corner_distance(other.affine, orientation.affine, orientation.shape)
+        if distance <= SAME_PLACE_VOXELS * min(orientation.spacing_mm):
+            return
+        problem = f'lies up to {distance:.3g} mm from {first.path}'
+    raise UserError(f'{header.path}: {problem}; register the phases of a case to one grid')
 
 
 def read_scan(
@@ -104,7 +111,9 @@ def read_scan(
             allow=options.allow,
             nan_policy=options.nan_policy,
             assume_orientation=options.assume_orientation,
+            max_bytes=options.max_bytes,
         )
+        _require_hu(volume, options)
         hashes.append(volume.sha256)
         warnings += volume.warnings
         if case.sha256 and case.sha256[channel] not in ('', volume.sha256):
@@ -114,8 +123,7 @@ def read_scan(
         array, _ = to_canonical(volume)
         if grid.orientation.is_sheared:
             array = orientation_lib.rectify(array, grid.orientation, order=1, fill=float(AIR_HU))
-        array = _whole_hu(array, volume.minimum, volume.maximum, path)
-        array = preprocess.resample_image(array, grid.spacing_mm, model_spacing_mm)
+        array = preprocess.resample_image(to_hu(array), grid.spacing_mm, model_spacing_mm)
         del volume
         if len(case.images) == 1:
             return array[..., None], hashes, warnings
@@ -126,19 +134,15 @@ def read_scan(
     return image, hashes, warnings
 
 
-def _whole_hu(array: np.ndarray, low: float, high: float, path: object) -> np.ndarray:
-    """Rounds to int16 a slice at a time; int16 is returned as it is."""
-    if array.dtype == np.int16:
-        return array
-    limits = np.iinfo(np.int16)
-    if low < limits.min or high > limits.max:
+def _require_hu(volume: Volume, options: ReadOptions) -> None:
+    """Refuses values that 16-bit HU cannot hold; they would be clipped."""
+    if 'value_range' not in options.allow and not (
+        INT16.min <= volume.minimum and volume.maximum <= INT16.max
+    ):
         raise UserError(
-            f'{path}: values {low:g} to {high:g} do not fit into 16-bit HU; give CT in HU'
+            f'{volume.header.path}: value_range: {volume.minimum:.6g} to {volume.maximum:.6g} do '
+            'not fit into 16-bit HU; give CT in HU, or clip with --allow=value_range'
         )
-    out = np.empty(array.shape, np.int16)
-    for i, part in enumerate(array):
-        out[i] = np.rint(part)
-    return out
 
 
 def to_scan_grid(

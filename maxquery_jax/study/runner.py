@@ -94,7 +94,7 @@ def run_study(
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     runs = take_part(plan(study, workdir), part)
-    store = str(open_store(make_config(study.base), workdir).path)
+    store = str(open_store(make_config(study.base), workdir).location)
     for number, run in enumerate(runs, start=1):
         title = f'[{number}/{len(runs)}] {run.variant} seed {run.seed}'
         if run.is_finished:

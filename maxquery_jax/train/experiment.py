@@ -129,7 +129,7 @@ def _manifest(config: ConfigDict, store: PatchStore, mesh: dict) -> dict:
         'seed': config.seed,
         'mesh': mesh,
         'devices': [str(device.device_kind) for device in jax.devices()],
-        'store': str(store.path),
+        'store': store.location,
         'data': {key: data[key] for key in keys},
         'data_sha256': {case: entry['sha256'] for case, entry in data['cases'].items()},
     }

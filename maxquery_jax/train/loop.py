@@ -55,7 +55,7 @@ class StageRun:
         self._stop_signal = 0
         self._compiled: dict[bool, Callable] = {}
         self._eval = jax.jit(self.stage.eval_step)
-        self._timer: dict[str, float] = {}
+        self._case_name: Callable[[int], str] = str
 
     def finished_steps(self) -> int:
         """Steps of the newest checkpoint, 0 without one."""
@@ -136,6 +136,9 @@ class StageRun:
             [self.store],
             split='train',
             crop_size=stage.crop_size,
+            patch_size=stage.patch_size,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
             batch_size=config.data.batch_size,
             seed=config.seed,
             start_step=start,
@@ -144,6 +147,7 @@ class StageRun:
             num_threads=config.data.num_threads,
             prefetch=config.data.prefetch,
         )
+        self._case_name = batches.case_name
         progress = ProgressLine(
             stage.name, stage.total_steps, config.data.batch_size * int(np.prod(stage.patch_size))
         )
@@ -235,7 +239,7 @@ class StageRun:
         loss, norm = float(metrics['loss']), float(metrics['grad_norm'])
         if np.isfinite(loss) and np.isfinite(norm):
             return
-        names = ', '.join(sorted({pipeline.case_name([self.store], int(i)) for i in cases}))
+        names = ', '.join(sorted({self._case_name(int(i)) for i in cases}))
         kept = self.finished_steps()
         raise UserError(
             f'{self.stage.name} step {step}: loss {loss}, gradient norm {norm}; the batch holds '

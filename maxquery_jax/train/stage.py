@@ -18,6 +18,7 @@ from maxquery_jax.losses import total
 from maxquery_jax.models.build import build_model
 from maxquery_jax.optim import build_optimizer
 from maxquery_jax.parallel import sharding
+from maxquery_jax.parallel.mesh import DATA, FSDP
 from maxquery_jax.train import state as train_state
 from maxquery_jax.train import steps
 from maxquery_jax.typing import PyTree
@@ -109,6 +110,8 @@ def build_stage(config: ConfigDict, name: str, manifest: Manifest, mesh: Mesh) -
         policy = augment_policy.AugmentPolicy()
         augment = augment_policy.make_augment(policy, patch_size, manifest.intensity)
         crop_size = augment_policy.crop_size(policy, patch_size)
+        if mesh.size > 1:  # each device augments its own rows, so an undrawn transform is free
+            augment = augment_policy.shard_augment(augment, mesh, (DATA, FSDP))
     else:
         augment, crop_size = crop, patch_size
     objective = _make_objective(cfg, config.model, manifest)

@@ -52,6 +52,8 @@ def test_same_seed_and_step_give_the_same_batch(store):
     assert_same(once, take(store, 6))
     assert_same(once[4:], take(store, 2, start_step=4))
     assert_same(once, take(store, 6, num_threads=1))
+    assert_same(once, take(store, 6, num_threads=3, prefetch=5))
+    assert_same(once, take(store, 6, num_threads=3, prefetch=0))
     other = take(store, 1, seed=8)[0]
     assert not np.array_equal(once[0]['image'], other['image'])
 
@@ -164,6 +166,8 @@ def test_mixing_forces_foreground_in_every_store(tmp_path):
 def test_faults_of_the_arguments(store, tmp_path):
     with pytest.raises(UserError, match='3 hosts'):
         take(store, 1, shard_count=3)
+    with pytest.raises(UserError, match='seed -1'):
+        take(store, 1, seed=-1)
     with pytest.raises(UserError, match="split 'val' is empty"):
         take(store, 1, split='val')
     with pytest.raises(UserError, match='positive weight'):

@@ -1,7 +1,6 @@
 """Raw scans to a store: what is written, that it continues, and how it fails."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from maxquery_jax.data import convert, prepare as prepare_lib
+from maxquery_jax.data import convert
+from maxquery_jax.data import prepare as prepare_lib
 from maxquery_jax.data.check import ReadOptions
 from maxquery_jax.data.labels import RoleFlags
 from maxquery_jax.data.prepare import prepare
@@ -309,11 +309,27 @@ def test_file_that_changes_meanwhile_is_noticed(raw, tmp_path, monkeypatch):
         prepare('decathlon', raw, tmp_path / 'store', **OPTIONS)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
 def test_store_that_cannot_be_written(raw, tmp_path):
-    (tmp_path / 'locked').mkdir(mode=0o500)
-    with pytest.raises(UserError, match='cannot be written'):
-        prepare('decathlon', raw, tmp_path / 'locked' / 'store', **OPTIONS)
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='file/store.*cannot be written'):
+        prepare('decathlon', raw, tmp_path / 'file' / 'store', **OPTIONS)
+
+
+def test_phantom_cohort_is_written_first(tmp_path):
+    spec = {'num_train': 1, 'num_val': 0, 'num_test_inlier': 0, 'num_test_ood': 1,
+            'shape_zyx': (16, 32, 32), 'phases': 'venous'}  # fmt: skip
+    options = {'workers': 0, 'log': lambda _: None}
+    source, store = tmp_path / 'raw', tmp_path / 'store'
+    manifest = prepare('phantom', source, store, phantom=spec, **options)
+    assert [len(manifest.splits[name]) for name in ('train', 'val', 'test')] == [1, 0, 1]
+    assert manifest.ood_ids and manifest.labels[1]['role'] == 'organ'
+    assert prepare('phantom', source, store, **options) == manifest
+    for wrong, words in [({'num_trian': 1}, 'num_trian'), ({**spec, 'seed': 1}, 'another data set'),
+                         ({'num_train': 'x'}, 'num_train')]:  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            prepare('phantom', source, store, phantom=wrong, **options)
+    with pytest.raises(UserError, match='--phantom belongs'):
+        prepare('decathlon', source, store, phantom=spec, **options)
 
 
 def test_real_scans(real_data, tmp_path):
@@ -344,10 +360,11 @@ def launch(python, verb, *args):
     )  # fmt: skip
 
 
+@pytest.mark.integration
 def test_commands(raw, tmp_path, python):
     store = tmp_path / 'store'
     source = ['--dataset=decathlon', f'--source={raw}', '--ood=cyst']
-    done = launch(python, 'prepare', *source, f'--store={store}', '--spacing=3,3,3', '--workers=1')
+    done = launch(python, 'prepare', *source, f'--store={store}', '--spacing=3,3,3')
     assert done.returncode == 0, done.stderr
     assert PatchStore(store).manifest.spacing_mm == (3, 3, 3)
     (raw / 'imagesTr' / 'a.nii.gz').write_bytes(b'')

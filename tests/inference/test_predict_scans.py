@@ -241,6 +241,12 @@ def test_channels_are_read_in_order_and_must_share_a_grid(tmp_path):
     np.testing.assert_allclose(_load(tmp_path / 'out' / 'p_ood.nii.gz')[0], late / 100, atol=1e-3)
     content = json.loads((tmp_path / 'out' / 'p.json').read_text())
     assert [source['file'] for source in content['input']] == ['p_0000.nii.gz', 'p_0001.nii.gz']
+    flipped = np.diag([-1, 1, 1, 1.0])
+    flipped[0, 3] = SHAPE[0] - 1
+    save_scan(folder / 'p_0001.nii.gz', late[::-1], flipped)  # the same grid, stored otherwise
+    predict(two, folder, tmp_path / 'out3')
+    score = _load(tmp_path / 'out3' / 'p_ood.nii.gz')[0]
+    np.testing.assert_allclose(score, late / 100, atol=1e-3)
     save_scan(folder / 'p_0001.nii.gz', late, np.diag([1, 1, 1.1, 1]))
     with pytest.raises(UserError, match='register the phases'):
         predict(two, folder, tmp_path / 'out2')

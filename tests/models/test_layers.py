@@ -23,7 +23,8 @@ def test_kernels_start_with_nnunets_standard_deviation():
 def test_layer_norm_equals_the_definition_at_a_large_mean():
     x = np.random.default_rng(0).normal(1000.0, 1.0, (2, 3, 64)).astype(np.float32)
     model = layers.LayerNorm()
-    y = model.apply(nn.meta.unbox(model.init(jax.random.key(0), x)), x)
+    variables = {'params': {'scale': jnp.ones(64), 'bias': jnp.zeros(64)}}
+    y = model.apply(variables, x)
     exact = x.astype(np.float64)
     exact = exact - exact.mean(-1, keepdims=True)
     exact /= np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5)
@@ -52,7 +53,7 @@ def test_drop_path_is_the_identity_outside_training_and_needs_no_rng():
 def test_mlp_is_linear_after_its_last_layer():
     x = jax.random.normal(jax.random.key(1), (2, 5, 4))
     model = layers.MLP(features=(8, 3), activation=jax.nn.relu, last_axis=axes.CLASS)
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     specs = nn.get_partition_spec(variables)['params']
     assert tuple(specs['layer0']['kernel']) == ('features_in', 'features_out')
     assert tuple(specs['layer1']['kernel']) == ('features_in', 'class')
@@ -101,11 +102,12 @@ def test_remat_changes_neither_names_nor_values():
             return unit(features=2, name='unit')(x)
 
     plain, saved = Net(remat=False), Net(remat=True)
-    variables = nn.meta.unbox(jax.jit(plain.init)(jax.random.key(0), x))
-    other = nn.meta.unbox(jax.jit(saved.init)(jax.random.key(0), x))
-    jax.tree.map(np.testing.assert_array_equal, variables, other)
+    shapes = [nn.meta.unbox(jax.eval_shape(m.init, jax.random.key(0), x)) for m in (plain, saved)]
+    assert shapes[0] == shapes[1]
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), shapes[0])
     gradients = [
         jax.jit(jax.grad(lambda v, m=model: jnp.sum(m.apply(v, x) ** 3)))(variables)
         for model in (plain, saved)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)

@@ -67,7 +67,7 @@ def generate_case(
         UserError: for an unknown phase, region or tumour type, an unusable shape or spacing, or
             if a tumour's host is outside the volume.
     """
-    reference_phase = _check(shape_zyx, spacing_mm, phases, region, reference_phase)
+    reference_phase = check_arguments(shape_zyx, spacing_mm, phases, region, reference_phase)
     patient = sample_patient(seed, index)
     grid = field_of_view(patient, shape_zyx, spacing_mm, region)
     patient, findings = plan_lesions(patient, grid, tuple(tumours))
@@ -113,8 +113,8 @@ def draw_motion(patient: Patient, phase: str) -> Motion:
     return Motion(tuple(float(mm) for mm in shift), lattices, 0.9)
 
 
-def _check(shape_zyx, spacing_mm, phases, region, reference_phase) -> str:
-    """Validates the arguments; returns the reference phase."""
+def check_arguments(shape_zyx, spacing_mm, phases, region, reference_phase) -> str:
+    """Raises UserError for unusable arguments of `generate_case`; returns the reference phase."""
     tissues.check_phases(tuple(phases))
     if region not in atlas.REGIONS:
         raise UserError(f'unknown phantom region {region!r}; use one of {", ".join(atlas.REGIONS)}')

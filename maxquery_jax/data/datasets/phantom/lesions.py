@@ -220,14 +220,17 @@ class Painter:
     def _rim(self, rim: Rim, thickness: float, depth, way, local) -> np.ndarray:
         lesion = self.lesion
         if rim.fill is not None:  # nodules that grow inwards with time
-            fill = at_phase(rim.fill, self.position)
-            nodules = 0.22 * rim.irregular * self._noise('nodules', local)
-            thickness = lesion.radius * fill * (1 + nodules * 2) + lesion.radius * nodules * fill
+            nodules = self._noise('nodules', local)
+            thickness = at_phase(rim.fill, self.position) * lesion.radius
+            thickness = thickness * (1 + 0.7 * rim.irregular * nodules)
+            way = 0.7 * (way + nodules)
+            soft = 2.5
         else:
             thickness = thickness * np.clip(1 + rim.irregular * way, 0, 2.2)
-        mix = np.clip(0.5 + (thickness - depth) / 0.8, 0, 1)
+            soft = 0.8
+        mix = np.clip(0.5 + (thickness - depth) / soft, 0, 1)
         if rim.cover < 1:
-            mix = mix * np.clip((way - special.ndtri(1 - rim.cover)) * 3 + 0.5, 0, 1)
+            mix = mix * np.clip((way - special.ndtri(1 - rim.cover)) * 2 + 0.5, 0, 1)
         return mix
 
 

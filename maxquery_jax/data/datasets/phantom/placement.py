@@ -36,7 +36,12 @@ HOST_BOUNDS = {
     'intestine': ((-112, -10, -262), (98, 122, -18), 5.0),
     'rectum': ((-38, -104, -332), (38, -8, -188), 4.0),
 }
-SITES = ('head_mostly', 'body_tail', 'ampulla', 'bile_duct')
+
+
+class HostNotVisible(UserError):
+    """The organ of a tumour is outside the field of view."""
+
+
 MIN_RADIUS_MM = 4.2  # about 300 mm3
 MIN_RADIUS_VOXELS = 1.3
 HEAD_X = 12.0  # the pancreas head lies right of this nominal x
@@ -57,7 +62,8 @@ def plan_lesions(
         The patient with the tumours' effects (dilated ducts, atrophy) and the lesions.
 
     Raises:
-        UserError: for an unknown type, or if no host organ is in the field of view.
+        UserError: for an unknown type.
+        HostNotVisible: if no host organ is in the field of view.
     """
     lesions: list[Lesion] = []
     for turn, name in enumerate(names):
@@ -124,7 +130,7 @@ def _find_host(patient, grid, kind, rng):
         seats = canvas.organs == ORGAN_ID[kind.seat] if kind.seat else mask
         points = np.stack([axis[mask] for axis in canvas.xyz], 1)
         return host, points, depth[mask], seats[mask]
-    raise UserError(
+    raise HostNotVisible(
         f'no {" or ".join(kind.host)} in the phantom field of view; use a larger shape_zyx, a '
         'coarser spacing_mm or another region'
     )

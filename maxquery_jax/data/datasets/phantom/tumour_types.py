@@ -117,7 +117,8 @@ class TumourType:
         count: range of the number in one patient; the first is the largest.
         bulge: how far it may leave the host, relative to the radius.
         seat: organ in which the centre lies, if not anywhere in the host.
-        site: 'any', 'wall' (on the organ's surface) or a place named in `placement.SITES`.
+        site: 'any', 'wall' (on the organ's surface), and around the pancreas 'head_mostly',
+            'body_tail', 'ampulla' or 'bile_duct'.
         duct_mm, bile_duct_mm, atrophy: effects on pancreas and bile ducts.
     """
 

@@ -68,7 +68,7 @@ LIVER_TYPES = {
         inclusions=(calcium(0.5, share=0.03),),
     ),
     'fnh': TumourType(
-        LIVER, Level((-5, 42, 50, 3, -3)), level_sd=6, diameter_mm=(18, 80),
+        LIVER, Level((-5, 42, 50, 10, 0)), level_sd=6, diameter_mm=(18, 80),
         lobulation=(0.05, 0.12), margin_mm=1.0, speckle_hu=2,
         septa=Septa(Level((-10, -2, -6, -14, 6)), (16, 26), (0.5, 1.0), 0.6),
         core=Core(Level((-14, -10, -18, -24, 16)), (0.25, 0.42), 'stellate', 0.85),
@@ -80,12 +80,12 @@ LIVER_TYPES = {
     'biliary_cystadenoma': TumourType(
         LIVER, fluid(15, 1), level_sd=4, diameter_mm=(20, 80), lobulation=(0.05, 0.12),
         margin_mm=0.7, rims=(Rim(Level((-14, 0, 2, -6, 0)), (1.2, 2.4)),),
-        septa=Septa(Level((-12, 2, 4, -6, -2)), (14, 22), (0.7, 1.2)),
+        septa=Septa(Level((-12, 2, 4, -6, -2)), (16, 26), (0.4, 0.8)),
     ),
     'liver_abscess': TumourType(
         LIVER, fluid(22, 3), level_sd=4, diameter_mm=(18, 75), lobulation=(0.10, 0.2),
         margin_mm=4.0, rims=(Rim(Level((-10, 8, 14, 16, 12)), (2.5, 5.5), irregular=0.4),),
-        septa=Septa(Level((-12, 0, 2, 0, 0)), (8, 13), (0.8, 1.4)),
+        septa=Septa(Level((-12, 0, 2, 0, 0)), (8, 13), (0.7, 1.2)),
     ),
     'liver_lymphoma': TumourType(
         LIVER, Level((-18, -16, -26, -34, -26)), level_sd=5, diameter_mm=(16, 80),
@@ -115,7 +115,7 @@ PANCREAS_TYPES = {
         PANCREAS, fluid(13, 1), level_sd=4, diameter_mm=(15, 55), lobulation=(0.15, 0.3),
         lobe_size=0.45, margin_mm=0.8, bulge=0.6, duct_mm=3.0, site='head_mostly',
         rims=(Rim(Level((-4, -20, -30, -20, -10)), (0.8, 1.4)),),
-        septa=Septa(Level((-4, -18, -28, -16, -10)), (8, 14)),
+        septa=Septa(Level((-4, -18, -28, -16, -10)), (9, 15), (0.3, 0.6)),
         inclusions=(Inclusion(Level((0, -10, -20, -10, -4)), 5, 0.06, probability=0.3),),
     ),
     'pnet': TumourType(
@@ -128,7 +128,7 @@ PANCREAS_TYPES = {
     'scn': TumourType(
         PANCREAS, fluid(12, 1), level_sd=4, diameter_mm=(20, 70), lobulation=(0.12, 0.22),
         lobe_size=0.45, margin_mm=0.9, bulge=0.7,
-        septa=Septa(Level((-4, 10, 8, 6, 8)), (4.5, 7.5), (0.5, 0.9)),
+        septa=Septa(Level((-4, 10, 8, 6, 8)), (4.5, 7.5), (0.35, 0.65)),
         core=Core(Level((-6, -14, -24, -10, 14)), (0.15, 0.3), 'stellate', 0.6),
         inclusions=(calcium(0.4, 'centre'),),
     ),
@@ -149,7 +149,7 @@ PANCREAS_TYPES = {
         PANCREAS, fluid(14, 1), level_sd=4, diameter_mm=(22, 75), lobulation=(0.0, 0.05),
         margin_mm=0.7, bulge=0.8, site='body_tail',
         rims=(Rim(Level((0, -10, -12, -2, 6)), (1.6, 3.0)),),
-        septa=Septa(Level((-4, -10, -14, -6, 4)), (18, 30), (0.7, 1.3), 0.7),
+        septa=Septa(Level((-4, -10, -14, -6, 4)), (24, 40), (0.3, 0.7), 0.7),
         inclusions=(calcium(0.2, 'rim'),),
     ),
     # Held out (OOD). Ampullary and bile duct cancer lie beside the pancreas.
@@ -189,7 +189,7 @@ PANCREAS_TYPES = {
     'lymphoepithelial_cyst': TumourType(
         PANCREAS, fluid(24, 1), level_sd=4, diameter_mm=(20, 65), bulge=0.9, margin_mm=0.7,
         speckle_hu=5, rims=(Rim(Level((-2, -14, -18, -8, -2)), (1.0, 2.0)),),
-        septa=Septa(Level((-6, -20, -30, -20, -12)), (12, 20), (0.5, 0.9), 0.5),
+        septa=Septa(Level((-6, -20, -30, -20, -12)), (14, 24), (0.3, 0.6), 0.5),
     ),
 }  # fmt: skip
 
