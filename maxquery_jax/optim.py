@@ -54,10 +54,13 @@ def freeze_for(
         return FreezeState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(updates: PyTree, state: FreezeState, params: PyTree = None):
-        new_updates, new_inner = inner.update(updates, state.inner, params)
-        frozen = state.count < frozen_steps
-        updates = jax.tree.map(lambda u: jnp.where(frozen, jnp.zeros_like(u), u), new_updates)
-        kept = jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state.inner, new_inner)
+        def skip(updates: PyTree) -> tuple[PyTree, PyTree]:
+            return jax.tree.map(jnp.zeros_like, updates), state.inner
+
+        def apply(updates: PyTree) -> tuple[PyTree, PyTree]:
+            return inner.update(updates, state.inner, params)
+
+        updates, kept = jax.lax.cond(state.count < frozen_steps, skip, apply, updates)
         return updates, FreezeState(state.count + 1, kept)
 
     return optax.GradientTransformation(init, update)

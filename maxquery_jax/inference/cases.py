@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from maxquery_jax.data.findings import CHECKS
-from maxquery_jax.data.raw import strip_extension
+from maxquery_jax.data.raw import leaves_folder, strip_extension
 from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
@@ -61,6 +61,7 @@ def find_cases(
         raise UserError('no scans to predict: the input is empty; give a .nii or .nii.gz file')
     seen: dict[str, Case] = {}
     for case in cases:
+        _require_file_name(case.name)
         if len(case.images) != len(channels):
             raise UserError(
                 f'{case.images[0]}: case {case.name} has {len(case.images)} channels, the model '
@@ -104,6 +105,9 @@ def find_split(store: PathLike, split: str) -> list[Case]:
     for name in names:
         record = manifest.cases[name]
         images = record['source']['image']
+        _require_file_name(name)
+        if any(leaves_folder(image) for image in images):
+            raise UserError(f'store {store}: case {name!r} lies outside {folder}; prepare it again')
         hashes = tuple(record['sha256'].get(image, '') for image in images)
         cases.append(Case(name, tuple(folder / image for image in images), hashes, reading))
     return cases
@@ -138,6 +142,11 @@ def _from_item(item: PathLike | Sequence[PathLike]) -> Case:
     stem = _stem(images[0])
     is_numbered = len(images) > 1 and stem.endswith(_FIRST_CHANNEL)
     return Case(stem.removesuffix(_FIRST_CHANNEL) if is_numbered else stem, images)
+
+
+def _require_file_name(name: str) -> None:
+    if name in ('', '.', '..') or pathlib.PurePath(name).name != name:
+        raise UserError(f'case name {name!r} cannot begin the name of a file; rename the scan')
 
 
 def _stem(path: pathlib.Path) -> str:

@@ -10,52 +10,26 @@ For a scan X the output folder receives
 The record is written last, so a scan that has one is complete and is skipped the next time.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
 import jax
-import numpy as np
 
-from maxquery_jax.data.nifti import write_like
+from maxquery_jax.data.raw import hash_file
 from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference import memory
 from maxquery_jax.inference.cases import Case, PathLike, find_cases, find_split
 from maxquery_jax.inference.model import LoadedModel, load_model
-from maxquery_jax.inference.progress import Progress, duration
-from maxquery_jax.inference.record import FORMAT, VERSION, describe_case
-from maxquery_jax.inference.scan import (
-    Grid,
-    read_grid,
-    read_scan,
-    to_file_order,
-    to_scan_grid,
-)
-from maxquery_jax.inference.sliding_window import plan_tiles, predict_volume
-from maxquery_jax.train.run_dir import write_json
+from maxquery_jax.inference.record import FORMAT, VERSION
+from maxquery_jax.inference.run_case import Settings, output_files, predict_case
+from maxquery_jax.ops.anomaly import SCORES
 
 # Share of the machine's memory that a prediction may take unless --max_memory_gb says otherwise.
 _MEMORY_SHARE = 0.9
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to predict; see `predict`."""
-
-    scores: tuple[str, ...]
-    step_size: float
-    batch_size: int
-    mirror: bool
-    min_lesion_ml: float
-    max_memory_bytes: int | None
-    overwrite: bool
-    reading: ReadOptions
 
 
 def default_step_size() -> float:
@@ -203,24 +177,22 @@ def _find(
     return cases, folder
 
 
-def output_files(name: str, scores: Sequence[str]) -> dict[str, str]:
-    """File names of a scan: 'seg', and one per score, the primary one first."""
-    files = {'seg': f'{name}_seg.nii.gz', scores[0]: f'{name}_ood.nii.gz'}
-    return files | {score: f'{name}_ood-{score}.nii.gz' for score in scores[1:]}
-
-
 def _predict_unless_done(
     model: LoadedModel, case: Case, folder: pathlib.Path, settings: Settings, title: str
 ) -> pathlib.Path:
-    """Predicts one scan and returns its record; bugs of the scan become UserError."""
+    """Predicts one scan and returns its record; what the scan is to blame for is a UserError."""
     record = folder / f'{case.name}.json'
-    if not settings.overwrite and _is_finished(record, model, case, settings):
-        print(f'{title}: finished before, skipped', flush=True)
-        return record
-    record.unlink(missing_ok=True)  # from here on the scan is unfinished
     where = case.images[0]
     try:
-        _predict_case(model, case, folder, settings, title)
+        if not settings.overwrite and _is_finished(record, model, case, settings):
+            print(f'{title}: finished before, skipped', flush=True)
+            return record
+        # From here on the scan is unfinished, and no score of an earlier prediction stays.
+        for name in {*model.score_names, *SCORES}:
+            (folder / f'{case.name}_ood-{name}.nii.gz').unlink(missing_ok=True)
+        for ending in ('.json', '_seg.nii.gz', '_ood.nii.gz'):
+            (folder / f'{case.name}{ending}').unlink(missing_ok=True)
+        predict_case(model, case, folder, settings, title)
     except FloatingPointError as error:
         raise UserError(
             f'{where}: {error}; check that the scan is CT in HU, and that the model was trained '
@@ -238,7 +210,7 @@ def _predict_unless_done(
 
 
 def _is_finished(record: pathlib.Path, model: LoadedModel, case: Case, settings: Settings) -> bool:
-    """Whether the scan was predicted by this model with these scores.
+    """Whether these files were predicted by this model with these settings.
 
     Raises:
         UserError: the record is another model's or another program's.
@@ -249,150 +221,18 @@ def _is_finished(record: pathlib.Path, model: LoadedModel, case: Case, settings:
         content = json.loads(record.read_text())
         known = content['format'] == FORMAT and content['version'] == VERSION
         digest, files = content['model']['params_sha256'], content['files']
+        same_settings = content['settings'] == settings.decisive
+        before = [entry['sha256'] for entry in content['input']]
     except (OSError, ValueError, KeyError, TypeError):
-        known, digest, files = False, '', {}
+        known, digest, files, same_settings, before = False, '', {}, False, []
     if not known or digest != model.params_sha256:
         what = 'comes from another model' if known else 'is not a record of this program'
         raise UserError(f'{record} {what}; give --overwrite to replace it, or another --output')
     wanted = output_files(case.name, settings.scores)
-    return files == wanted and all((record.parent / name).exists() for name in wanted.values())
-
-
-def _predict_case(
-    model: LoadedModel, case: Case, folder: pathlib.Path, settings: Settings, title: str
-) -> None:
-    """Reads, predicts and writes one scan."""
-    clock = _Clock()
-    reading = case.reading or settings.reading
-    grid = read_grid(case, model.spacing_mm, reading)
-    estimate = _require_memory(model, grid, case, settings, title)
-    clock.lap('compile_s')
-    image, hashes, warnings = read_scan(case, grid, model.spacing_mm, reading)
-    for line in warnings:
-        print(f'{title}: note: {line}', file=sys.stderr, flush=True)
-    clock.lap('read_s')
-
-    plan = plan_tiles(grid.model_shape, model.patch_size, settings.step_size)
-    program = model.program(settings.scores, mirror=settings.mirror)
-    progress = Progress(title, plan.num_tiles)
-    label, scores = predict_volume(
-        image,
-        lambda tiles: program(model.params, tiles),
-        plan,
-        num_classes=model.num_classes,
-        score_names=settings.scores,
-        lower=model.intensity['lower'],
-        batch_size=settings.batch_size,
-        on_tiles=progress.add,
-    )
-    del image
-    clock.lap('network_s')
-
-    label, scores = to_scan_grid(label, scores, grid, model.spacing_mm)
-    clock.lap('resample_s')
-    findings = describe_case(label, scores, grid, model, settings.min_lesion_ml)
-    clock.lap('measure_s')
-    files = output_files(case.name, settings.scores)
-    _write(folder / files['seg'], label, grid, 'uint8')
-    for name, values in scores.items():
-        _write(folder / files[name], values, grid, 'float16')
-    clock.lap('write_s')
-    record = {
-        'format': FORMAT,
-        'version': VERSION,
-        'case': case.name,
-        'files': files,
-        **findings,
-        'labels': list(model.labels),
-        'label_map': dict(model.label_map),
-        'model': {'name': model.description, 'params_sha256': model.params_sha256},
-        'input': [
-            {'file': path.name, 'sha256': digest}
-            for path, digest in zip(case.images, hashes, strict=True)
-        ],
-        'settings': {
-            'step_size': settings.step_size,
-            'mirror': settings.mirror,
-            'batch_size': settings.batch_size,
-            'min_lesion_ml': settings.min_lesion_ml,
-            'device': jax.default_backend(),
-        },
-        'tiles': plan.num_tiles,
-        'timings': clock.laps | {'total_s': clock.total},
-        'peak_memory_bytes': memory.peak_rss_bytes(),
-        'estimated_memory_bytes': estimate.total,
-    }
-    write_json(folder / f'{case.name}.json', record)
-    progress.close(_summary(findings, clock.total))
-
-
-def _require_memory(
-    model: LoadedModel, grid: Grid, case: Case, settings: Settings, title: str
-) -> memory.MemoryEstimate:
-    """Prints how much memory the scan will take; compiles the network to know.
-
-    Raises:
-        UserError: it is more than allowed.
-    """
-    program = model.program(settings.scores, mirror=settings.mirror)
-    tiles = (settings.batch_size, *model.patch_size, len(model.channels))
-    stored = grid.header.dtype
-    is_whole = stored.kind in 'iu' and grid.header.scaling is None
-    network = program.memory_bytes(model.params, tiles, np.int16)
-    estimate = memory.estimate_memory(
-        grid.shape,
-        model_shape=grid.model_shape,
-        patch_size=model.patch_size,
-        num_classes=model.num_classes,
-        num_scores=len(settings.scores),
-        num_channels=len(model.channels),
-        itemsize=stored.itemsize if is_whole else 4,
-        is_int16=is_whole and stored.newbyteorder('=') == np.int16,
-        network_bytes=network,
-        baseline_bytes=memory.resident_bytes(),
-        batch_size=settings.batch_size,
-        is_sheared=grid.orientation.is_sheared,
-    )
-    print(f'{title}: {" x ".join(map(str, grid.shape))} voxels, {estimate.describe()}', flush=True)
-    limit = settings.max_memory_bytes
-    if limit is not None and estimate.total > limit:
-        raise UserError(
-            f'{case.images[0]}: needs {estimate.describe()}; allowed are {limit / 1e9:.2f} GB: '
-            'raise --max_memory_gb or crop the scan'
-        )
-    return estimate
-
-
-def _write(path: pathlib.Path, array: np.ndarray, grid: Grid, dtype: str) -> None:
-    """Writes a canonical array in the scan's own geometry."""
-    write_like(path, to_file_order(array, grid), grid.header, dtype)
-
-
-def _summary(findings: dict[str, Any], seconds: float) -> str:
-    """What the last line of a scan says."""
-    volumes = ', '.join(f'{name} {ml:.1f} ml' for name, ml in findings['volumes_ml'].items())
-    fallback = findings['case_ood_fallback']
-    where = f' (over the {fallback}: no tumour predicted)' if fallback else ''
     return (
-        f'{volumes or "nothing found"}; {len(findings["lesions"])} lesions; case score '
-        f'{findings["case_ood_score"]:.4g}{where}; {duration(seconds)}'
+        files == wanted
+        and same_settings
+        and all((record.parent / name).exists() for name in wanted.values())
+        and all(path.is_file() for path in case.images)
+        and before == [hash_file(path) for path in case.images]
     )
-
-
-class _Clock:
-    """Seconds per phase."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """Ends a phase."""
-        now = time.monotonic()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now
-
-    @property
-    def total(self) -> float:
-        """Seconds since the start."""
-        return round(time.monotonic() - self._start, 3)

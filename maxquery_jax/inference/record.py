@@ -50,9 +50,9 @@ def describe_case(
     names = {record['id']: record['name'] for record in model.known_labels}
     return {
         'shape': list(label.shape),
-        'spacing_mm': list(grid.orientation.spacing_mm),
+        'spacing_mm': [_round(edge) for edge in grid.orientation.spacing_mm],
         'volumes_ml': {
-            name: float(voxels[i]) * grid.voxel_ml for i, name in names.items() if i > 0
+            name: _round(voxels[i] * grid.voxel_ml) for i, name in names.items() if i > 0
         },
         'lesions': [_lesion_json(found, names) for found in finder.result(min_lesion_ml)],
         'case_ood_score': cases[primary].value,
@@ -81,10 +81,15 @@ def _lesion_json(lesion: Lesion, names: Mapping[int, str]) -> dict[str, Any]:
     return {
         'class': names[lesion.class_id],
         'class_id': lesion.class_id,
-        'volume_ml': lesion.volume_ml,
+        'volume_ml': _round(lesion.volume_ml),
         'voxels': lesion.voxels,
-        'centre_mm': list(lesion.centre_mm),
-        'class_volumes_ml': {names[i]: ml for i, ml in lesion.class_volumes_ml.items()},
+        'centre_mm': [_round(value) for value in lesion.centre_mm],
+        'class_volumes_ml': {names[i]: _round(ml) for i, ml in lesion.class_volumes_ml.items()},
         'mean_score': lesion.mean_score,
         'max_score': lesion.max_score,
     }
+
+
+def _round(value: float) -> float:
+    """Drops the digits that sums of floats add: nothing below a nanolitre or nanometre counts."""
+    return round(float(value), 6)

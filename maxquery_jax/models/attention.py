@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maxquery_jax.models import initializers
 from maxquery_jax.models.layers import Dense, InstanceNorm, LayerNorm
 from maxquery_jax.ops.assignment import kmeans_update
 from maxquery_jax.typing import Array
@@ -21,7 +22,7 @@ Dtype = Any
 gelu = functools.partial(nn.gelu, approximate=False)
 
 # Updates start at about a third of the size of the queries that they are added to.
-RESIDUAL_INIT = nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
+RESIDUAL_INIT = initializers.variance_scaling(0.1)
 
 
 class QueryProjection(nn.Module, kw_only=True):

@@ -83,6 +83,7 @@ def build_model(
         pixel_stride=tuple(decoder.pixel_stride),
         self_attention_input=decoder.self_attention_input,
         kmeans_reduction=decoder.kmeans_reduction,
+        pixel_norm=decoder.get('pixel_norm', 'instance'),
         dtype=DTYPES[cfg.dtype],
     )
 
@@ -119,6 +120,8 @@ def _check_decoder(decoder: Any, topology: Topology, patch_size: tuple[int, int,
         )
     _check_choice(f'{where}.self_attention_input', decoder.self_attention_input, ('pre', 'post'))
     _check_choice(f'{where}.kmeans_reduction', decoder.kmeans_reduction, ('sum', 'mean'))
+    pixel_norm = decoder.get('pixel_norm', 'instance')
+    _check_choice(f'{where}.pixel_norm', pixel_norm, ('instance', 'l2'))
 
 
 def _check_strides(strides: tuple[int, ...], topology: Topology) -> None:

@@ -5,6 +5,7 @@ predicts a segmentation of its own; that prediction's response is at once the as
 k-means cross-attention and what deep supervision acts on.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maxquery_jax import axes
+from maxquery_jax.models import initializers
 from maxquery_jax.models.attention import (
     RESIDUAL_INIT,
     Dtype,
@@ -81,9 +83,13 @@ class PixelResponse(nn.Module, kw_only=True):
     normalisation of kMaX-DeepLab gives its pixel features.
 
     Attributes:
+        norm: 'instance' as in the paper; 'l2' then divides each voxel of P by its length, as
+            kMaX-DeepLab does. Without it a response grows with the length of the voxel's
+            feature, so that a conspicuous unknown object may well respond more than an inlier.
         dtype: compute dtype; statistics and the response are float32.
     """
 
+    norm: str = 'instance'
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -94,19 +100,23 @@ class PixelResponse(nn.Module, kw_only=True):
             features: [B, d, h, w, F].
             centers: [B, N, C].
         """
-        width_in, width = features.shape[-1], centers.shape[-1]
-        kernel, scale, bias = self._parameters(width_in, width)
+        kernel, scale, bias = self._parameters(features.shape[-1], centers.shape[-1])
         features = features.astype(jnp.float32)
         mean = features.mean(axis=(1, 2, 3), keepdims=True)
         centred = (features - mean).astype(self.dtype)
-        num_voxels = centred.size // (centred.shape[0] * width_in)
+        num_voxels = math.prod(features.shape[1:4])
         covariance = _einsum('bdhwi,bdhwj->bij', centred, centred) / num_voxels
         variance = _einsum('bij,ic,jc->bc', covariance, kernel, kernel)  # of each channel of P
         gain = scale[None] * jax.lax.rsqrt(variance + EPSILON)
+        projection = kernel[None] * gain[:, None]  # [B, F, C]; P = centred x projection + bias
         centers = centers.astype(jnp.float32)
-        folded = _einsum('bnc,bc,ic->bni', centers, gain, kernel)
-        response = _einsum('bni,bdhwi->bndhw', folded.astype(self.dtype), centred)
-        return response + _einsum('bnc,c->bn', centers, bias)[:, :, None, None, None]
+        folded = _einsum('bnc,bic->bni', centers, projection).astype(self.dtype)
+        response = _einsum('bni,bdhwi->bndhw', folded, centred)
+        response += _einsum('bnc,c->bn', centers, bias)[:, :, None, None, None]
+        if self.norm == 'l2':
+            squared = _squared_length(centred, projection, bias)
+            response *= jax.lax.rsqrt(squared + EPSILON)[:, None]
+        return response
 
     def _parameters(self, width_in: int, width: int) -> tuple[Any, Any, Any]:
         """Kernel [F, C] of the convolution, scale [C] and bias [C] of the InstanceNorm."""
@@ -116,9 +126,18 @@ class PixelResponse(nn.Module, kw_only=True):
             init = nn.with_logical_partitioning(init, (axes.NORM,))
             return self.param(name, init, (width,), jnp.float32)
 
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes.DENSE_KERNEL)
+        init = nn.with_logical_partitioning(initializers.lecun_normal(), axes.DENSE_KERNEL)
         kernel = self.param('kernel', init, (width_in, width), jnp.float32)
         return kernel, norm('norm_scale', width**-0.5), norm('norm_bias', 0.0)
+
+
+def _squared_length(centred: Array, projection: Array, bias: Array) -> Array:
+    """|P|^2 at every voxel [B, d, h, w], a quadratic form in the features."""
+    gram = _einsum('bic,bjc->bij', projection, projection).astype(centred.dtype)
+    cross = 2.0 * _einsum('bic,c->bi', projection, bias)[:, None, None, None]
+    rotated = _einsum('bij,bdhwj->bdhwi', gram, centred) + cross
+    squared = jnp.sum(rotated * centred.astype(jnp.float32), axis=-1) + jnp.sum(bias**2)
+    return jnp.maximum(squared, 0.0)  # rounding
 
 
 def _einsum(subscripts: str, *operands: Array) -> Array:
@@ -146,6 +165,7 @@ class KMaxBlock(nn.Module, kw_only=True):
         self_attention_input: 'pre' takes queries, keys and values from the block's input (as
             kMaX-DeepLab does), 'post' from the queries after the k-means update.
         kmeans_reduction: 'sum' or 'mean', see `ops.assignment.kmeans_update`.
+        pixel_norm: 'instance' or 'l2', see `PixelResponse`.
         dtype: compute dtype.
     """
 
@@ -156,6 +176,7 @@ class KMaxBlock(nn.Module, kw_only=True):
     drop_path: float = 0.2
     self_attention_input: str = 'pre'
     kmeans_reduction: str = 'sum'
+    pixel_norm: str = 'instance'
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -201,7 +222,8 @@ class KMaxBlock(nn.Module, kw_only=True):
             dtype=self.dtype,
             name='cluster_head',
         )(query_space)
-        response = PixelResponse(dtype=self.dtype, name='pixel_response')(pixel_space, centers)
+        respond = PixelResponse(norm=self.pixel_norm, dtype=self.dtype, name='pixel_response')
+        response = respond(pixel_space, centers)
         return QueryPrediction(query_response=response, class_logits=class_logits)
 
     def _drop(self, update: Array, name: str, train: bool) -> Array:
@@ -230,6 +252,7 @@ class QueryDecoder(nn.Module, kw_only=True):
     drop_path: float = 0.2
     self_attention_input: str = 'pre'
     kmeans_reduction: str = 'sum'
+    pixel_norm: str = 'instance'
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -238,7 +261,7 @@ class QueryDecoder(nn.Module, kw_only=True):
     ) -> tuple[Array, tuple[QueryPrediction, ...]]:
         """Returns queries [B, N, Q] (float32) and the prediction of each block."""
         init = nn.with_logical_partitioning(
-            nn.initializers.truncated_normal(1.0), (axes.QUERY, axes.FEATURES_OUT)
+            initializers.truncated_normal(1.0), (axes.QUERY, axes.FEATURES_OUT)
         )
         shape = (self.num_queries, self.query_dim)
         initial: Any = self.param('queries', init, shape, jnp.float32)
@@ -253,6 +276,7 @@ class QueryDecoder(nn.Module, kw_only=True):
                 drop_path=self.drop_path,
                 self_attention_input=self.self_attention_input,
                 kmeans_reduction=self.kmeans_reduction,
+                pixel_norm=self.pixel_norm,
                 dtype=self.dtype,
                 name=f'block{i}',
             )

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from maxquery_jax import axes
+from maxquery_jax.models import initializers
+from maxquery_jax.models.initializers import Initializer
 from maxquery_jax.ops import conv, norm
 from maxquery_jax.ops.conv import Triple
 from maxquery_jax.typing import Array
 
 NEGATIVE_SLOPE = 0.01
 EPSILON = norm.EPSILON
-
-Initializer = Callable[..., Array]
 
 
 def he_normal(fan_axis: int = -2) -> Initializer:
@@ -31,14 +31,8 @@ def he_normal(fan_axis: int = -2) -> Initializer:
             the taps.
     """
 
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        fan = shape[fan_axis]
-        for size in shape[:-2]:
-            fan *= size
-        std = (2.0 / (1.0 + NEGATIVE_SLOPE**2) / fan) ** 0.5
-        return std * jax.random.normal(key, shape, dtype)
-
-    return init
+    scale = 2.0 / (1.0 + NEGATIVE_SLOPE**2)
+    return initializers.variance_scaling(scale, fan_axis, truncated=False)
 
 
 def _kernel(module: Any, shape: tuple[int, ...], names: tuple[str | None, ...]) -> Array:
@@ -133,7 +127,7 @@ class Dense(nn.Module, kw_only=True):
     features: int
     use_bias: bool = True
     features_axis: str = axes.FEATURES_OUT
-    kernel_init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = initializers.lecun_normal()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -51,6 +51,7 @@ class MaxQuery(nn.Module, kw_only=True):
         pixel_stride: (z, y, x) stride of P.
         self_attention_input: 'pre' or 'post', see `KMaxBlock`.
         kmeans_reduction: 'sum' or 'mean', see `ops.assignment.kmeans_update`.
+        pixel_norm: 'instance' or 'l2', see `PixelResponse`.
         dtype: compute dtype of the decoder; responses and logits are float32.
     """
 
@@ -67,6 +68,7 @@ class MaxQuery(nn.Module, kw_only=True):
     pixel_stride: tuple[int, int, int] = (1, 1, 1)
     self_attention_input: str = 'pre'
     kmeans_reduction: str = 'sum'
+    pixel_norm: str = 'instance'
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -95,6 +97,7 @@ class MaxQuery(nn.Module, kw_only=True):
             drop_path=self.drop_path,
             self_attention_input=self.self_attention_input,
             kmeans_reduction=self.kmeans_reduction,
+            pixel_norm=self.pixel_norm,
             dtype=self.dtype,
             name='query_decoder',
         )(features, train=train)
@@ -105,7 +108,8 @@ class MaxQuery(nn.Module, kw_only=True):
             name='cluster_head',
         )(queries)
         pixels = average_pool(features.full, self.pixel_stride)
-        response = PixelResponse(dtype=self.dtype, name='pixel_response')(pixels, centers)
+        respond = PixelResponse(norm=self.pixel_norm, dtype=self.dtype, name='pixel_response')
+        response = respond(pixels, centers)
         response = nn.with_logical_constraint(response, axes.RESPONSE)
         seg_logits = resize_to(segment(class_logits, response), image.shape[1:4])
         return MaxQueryOutputs(

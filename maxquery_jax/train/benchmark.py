@@ -67,7 +67,7 @@ def benchmark_step(
         )
         state = create_state(params, stage.tx, stage.shardings)
         step = jax.jit(
-            stage.make_step(False), donate_argnums=0, out_shardings=(stage.shardings, None)
+            stage.train_step, donate_argnums=0, out_shardings=(stage.shardings, None)
         )
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -76,11 +76,13 @@ def benchmark_step(
         batch = stage.abstract_batch(config.data.batch_size, channels, mesh)
         compiled = step.lower(shapes, batch).compile()
         compile_s = time.perf_counter() - started
-        host = _random_batch(batch, manifest.num_classes, config.seed)
+        raw = stage.abstract_raw_batch(config.data.batch_size, channels, mesh)
+        host = _random_batch(raw, manifest.num_classes, config.seed)
         times, losses = [], []
-        for _ in range(num_steps + 1):
+        for index in range(num_steps + 1):
             started = time.perf_counter()
-            state, metrics = compiled(state, sharding.put_batch(host, mesh))
+            raw = sharding.put_batch(host, mesh)
+            state, metrics = compiled(state, stage.augment_step(raw, index))
             losses.append(float(metrics['loss']))
             times.append(time.perf_counter() - started)
     times = times[1:]

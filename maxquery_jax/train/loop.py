@@ -53,7 +53,6 @@ class StageRun:
         directory.mkdir(parents=True, exist_ok=True)
         self._checkpoints = StageCheckpoints(directory, self.config.checkpoint.keep)
         self._stop_signal = 0
-        self._compiled: dict[bool, Callable] = {}
         self._eval = jax.jit(self.stage.eval_step)
         self._case_name: Callable[[int], str] = str
 
@@ -80,28 +79,21 @@ class StageRun:
         """Waits for a running checkpoint save."""
         self._checkpoints.close()
 
-    def compiled_step(self, frozen: bool, state: TrainState) -> Callable:
-        """Compiles the train step of a phase once, ahead of its first call."""
-        if frozen not in self._compiled:
-            step = jax.jit(
-                self.stage.make_step(frozen),
-                donate_argnums=0,
-                out_shardings=(self.stage.shardings, None),
-            )
-            batch = self.stage.abstract_batch(
-                self.config.data.batch_size, len(self.store.manifest.channels), self.mesh
-            )
-            shapes = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-            )
-            started = time.perf_counter()
-            self._compiled[frozen] = step.lower(shapes, batch).compile()
-            self._describe(self._compiled[frozen], frozen, time.perf_counter() - started)
-        return self._compiled[frozen]
-
-    def _describe(self, compiled, frozen: bool, seconds: float) -> None:
+    def compile_step(self, state: TrainState) -> Callable:
+        """Compiles the train step ahead of its first call and says what it needs."""
+        config = self.config
+        started = time.perf_counter()
+        step = jax.jit(
+            self.stage.train_step, donate_argnums=0, out_shardings=(self.stage.shardings, None)
+        )
+        batch = self.stage.abstract_batch(
+            config.data.batch_size, len(self.store.manifest.channels), self.mesh
+        )
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        compiled = step.lower(shapes, batch).compile()
         memory = compiled.memory_analysis()
-        phase = ' (backbone frozen)' if frozen else ''
         size = ''
         if memory is not None:
             held = memory.argument_size_in_bytes / 2**30
@@ -110,7 +102,9 @@ class StageRun:
                 f', memory per device {held + temporary:.2f} GiB '
                 f'(state and batch {held:.2f}, temporary {temporary:.2f})'
             )
-        print(f'{self.stage.name}{phase}: compiled in {seconds:.0f} s{size}', flush=True)
+        seconds = time.perf_counter() - started
+        print(f'{self.stage.name}: compiled in {seconds:.0f} s{size}', flush=True)
+        return compiled
 
     def _restore_or_create(self, initial_params) -> tuple[TrainState, int]:
         steps = self._checkpoints.steps()
@@ -162,13 +156,13 @@ class StageRun:
     def _steps(self, state: TrainState, start: int, batches, progress: ProgressLine) -> None:
         total = self.stage.total_steps
         pending: tuple[int, Row, np.ndarray] | None = None
+        train_step = self.compile_step(state)
         started = time.perf_counter()
         for step in range(start + 1, total + 1):
             waited = time.perf_counter()
             host = next(batches)
             data_wait = time.perf_counter() - waited
-            batch = sharding.put_batch(host, self.mesh)
-            train_step = self.compiled_step(step <= self.stage.frozen_steps, state)
+            batch = self.stage.augment_step(sharding.put_batch(host, self.mesh), step - 1)
             state, metrics = train_step(state, batch)
             if pending:
                 self._require_finite(*pending)  # one step late, so that dispatch is never blocked

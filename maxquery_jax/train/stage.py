@@ -40,7 +40,8 @@ class Stage:
         patch_size: voxels (z, y, x) the model sees.
         boxed_params: abstract parameters with logical axes.
         shardings: of the whole state.
-        make_step: `frozen` to the pure train step.
+        train_step: pure; takes augmented batches.
+        augment_step: raw batch and step index to augmented batch.
         eval_step: validation counts.
     """
 
@@ -55,10 +56,11 @@ class Stage:
     patch_size: tuple[int, int, int]
     boxed_params: PyTree
     shardings: train_state.TrainState
-    make_step: Callable[[bool], Callable]
+    train_step: Callable
+    augment_step: Callable
     eval_step: Callable
 
-    def abstract_batch(self, rows: int, channels: int, mesh: Mesh) -> dict[str, Any]:
+    def abstract_raw_batch(self, rows: int, channels: int, mesh: Mesh) -> dict[str, Any]:
         """Shapes of a raw batch as the pipeline delivers it."""
         place = sharding.batch_sharding(mesh)
         shape = (rows, *self.crop_size)
@@ -66,6 +68,15 @@ class Stage:
             'image': jax.ShapeDtypeStruct((*shape, channels), jnp.int16, sharding=place),
             'label': jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place),
             'case': jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place),
+        }
+
+    def abstract_batch(self, rows: int, channels: int, mesh: Mesh) -> dict[str, Any]:
+        """Shapes of an augmented batch, the train step's input."""
+        place = sharding.batch_sharding(mesh)
+        shape = (rows, *self.patch_size)
+        return {
+            'image': jax.ShapeDtypeStruct((*shape, channels), jnp.float32, sharding=place),
+            'label': jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place),
         }
 
 
@@ -116,18 +127,16 @@ def build_stage(config: ConfigDict, name: str, manifest: Manifest, mesh: Mesh) -
         augment, crop_size = crop, patch_size
     objective = _make_objective(cfg, config.model, manifest)
 
-    def make_step(frozen: bool):
-        return steps.make_train_step(
-            model,
-            tx,
-            objective,
-            augment,
-            seed=config.seed,
-            stage=name,
-            accumulate=cfg.accumulate,
-            apply_kwargs={'freeze_backbone': True} if frozen else {},
-        )
-
+    frozen_steps = cfg.optim.frozen_epochs * cfg.steps_per_epoch
+    train_step = steps.make_train_step(
+        model,
+        tx,
+        objective,
+        seed=config.seed,
+        stage=name,
+        accumulate=cfg.accumulate,
+        frozen_steps=frozen_steps,
+    )
     return Stage(
         name=name,
         config=cfg,
@@ -135,12 +144,13 @@ def build_stage(config: ConfigDict, name: str, manifest: Manifest, mesh: Mesh) -
         tx=tx,
         schedule=schedule,
         total_steps=cfg.epochs * cfg.steps_per_epoch,
-        frozen_steps=cfg.optim.frozen_epochs * cfg.steps_per_epoch,
+        frozen_steps=frozen_steps,
         crop_size=crop_size,
         patch_size=patch_size,
         boxed_params=boxed,
         shardings=train_state.state_shardings(boxed, tx, mesh),
-        make_step=make_step,
+        train_step=train_step,
+        augment_step=steps.make_augment_step(augment, seed=config.seed, stage=name),
         eval_step=steps.make_eval_step(model, crop, manifest.num_classes),
     )
 

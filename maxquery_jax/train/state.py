@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from maxquery_jax.parallel import sharding
 from maxquery_jax.typing import Array, PyTree
@@ -44,22 +44,22 @@ def abstract_params(model: nn.Module, image_shape: tuple[int, ...]) -> PyTree:
     return jax.eval_shape(_init_fn(model, image_shape), jax.random.key(0))
 
 
-def init_params(model: nn.Module, image_shape: tuple[int, ...], seed_key: Array) -> PyTree:
+def init_params(model: nn.Module, image_shape: tuple[int, ...], key: Array) -> PyTree:
     """Initial parameters as host arrays, equal on every backend and mesh.
 
-    They are drawn on the host's CPU with the `rbg` generator: compiling threefry for every
-    kernel shape would take longer than the rest of a start (15 s against 3 s for a small U-Net),
-    and drawing on the host keeps the values independent of accelerator and sharding.
+    Drawn on the host (`models.initializers`), so that no parameter is ever whole on a device that
+    is to hold a shard of it.
 
     Args:
         model: the module.
         image_shape: [B, D, H, W, P] of any valid input.
-        seed_key: a typed key; its bits seed the generator.
+        key: typed key.
     """
-    bits = jax.random.bits(seed_key, (4,), jnp.uint32)
+    words = np.asarray(jax.random.key_data(key))
     cpu = jax.local_devices(backend='cpu')[0]
-    with jax.default_device(cpu):
-        key = jax.random.wrap_key_data(jnp.asarray(np.asarray(bits)), impl='rbg')
+    host = jax.make_mesh((1,), ('host',), axis_types=(AxisType.Auto,), devices=[cpu])
+    with jax.set_mesh(host), nn.logical_axis_rules(()):  # whatever the caller trains on
+        key = jax.random.wrap_key_data(jnp.asarray(words))
         boxed = jax.jit(_init_fn(model, image_shape))(key)
     return jax.device_get(sharding.unbox(boxed))
 

@@ -16,76 +16,108 @@ Objective = Callable[[PyTree, Array], tuple[Array, Metrics]]
 Augment = Callable[[Batch, Array], Batch]
 
 
+def make_augment_step(augment: Augment, *, seed: int, stage: str) -> Callable[..., Batch]:
+    """Builds `step(batch, step_index) -> batch`: the device augmentation as a program of its own.
+
+    Apart from the train step it is compiled once for all stages of an experiment and runs while
+    the device still computes the step before.
+
+    Args:
+        augment: raw batch and key to float image [B, D, H, W, P] and int label [B, D, H, W].
+        seed: of the run.
+        stage: name of the stage; the key derives from (seed, stage, step).
+    """
+
+    def step(batch: Batch, key: Array) -> Batch:
+        return augment({'image': batch['image'], 'label': batch['label']}, key)
+
+    jitted = jax.jit(step)
+
+    def run(batch: Batch, index: int | Array) -> Batch:
+        return jitted(batch, stream(seed, f'{stage}/augment', index))
+
+    return run
+
+
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     objective: Objective,
-    augment: Augment,
     *,
     seed: int,
     stage: str,
     accumulate: int = 1,
-    apply_kwargs: dict | None = None,
+    frozen_steps: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `step(state, batch) -> (state, metrics)`.
 
     Gradients of `accumulate` micro-batches are averaged; losses and norms are per sample, so the
-    result is the full batch's. A non-finite loss leaves parameters and optimiser state unchanged
-    (the loop stops on it), so that no damaged state can be saved.
+    result is the full batch's. In the first `frozen_steps` steps no gradient is computed below
+    the pixel features. A non-finite loss leaves parameters and optimiser state unchanged (the
+    loop stops on it), so that no damaged state can be saved.
 
     Args:
-        model: called as `model.apply(..., image, train=True, **apply_kwargs)`.
+        model: called as `model.apply(..., image, train=True)`.
         tx: optimiser.
         objective: outputs and label [B, D, H, W] to (loss, metrics).
-        augment: raw batch and key to float image [B, D, H, W, P] and int label.
         seed: of the run; random streams derive from (seed, stage, step).
         stage: name of the stage.
         accumulate: micro-batches per step; divides the batch size.
-        apply_kwargs: extra static arguments of the model's call.
+        frozen_steps: steps in which the model is called with `freeze_backbone=True`.
     """
-    apply_kwargs = apply_kwargs or {}
 
-    def loss_fn(params: PyTree, image: Array, label: Array, key: Array) -> tuple[Array, Metrics]:
-        outputs = model.apply(
-            {'params': params}, image, train=True, rngs={'dropout': key}, **apply_kwargs
+    def gradients(params: PyTree, image: Array, label: Array, key: Array, **call):
+        def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
+            outputs = model.apply(
+                {'params': params}, image, train=True, rngs={'dropout': key}, **call
+            )
+            return objective(outputs, label)
+
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return grads, metrics
+
+    def micro_batch(state: TrainState, image: Array, label: Array, key: Array):
+        if not frozen_steps:
+            return gradients(state.params, image, label, key)
+        return jax.lax.cond(
+            state.step < frozen_steps,
+            lambda *args: gradients(*args, freeze_backbone=True), gradients,
+            state.params, image, label, key,
         )
-        return objective(outputs, label)
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-
-    def gradients(params: PyTree, image: Array, label: Array, key: Array):
+    def accumulated(state: TrainState, image: Array, label: Array, key: Array):
         if accumulate == 1:
-            (_, metrics), grads = grad_fn(params, image, label, key)
-            return grads, metrics
+            return micro_batch(state, image, label, key)
 
         def split(x: Array) -> Array:  # rows stay on their device: micro-batch a takes row a mod A
             return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
 
         def body(total, part):
             index, image_part, label_part = part
-            (_, metrics), grads = grad_fn(
-                params, image_part, label_part, jax.random.fold_in(key, index)
+            grads, metrics = micro_batch(
+                state, image_part, label_part, jax.random.fold_in(key, index)
             )
             return jax.tree.map(jnp.add, total, grads), metrics
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
         parts = (jnp.arange(accumulate), split(image), split(label))
         grads, metrics = jax.lax.scan(body, zeros, parts)
         scale = 1.0 / accumulate
         return jax.tree.map(lambda g: g * scale, grads), jax.tree.map(jnp.mean, metrics)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = augment(batch, stream(seed, f'{stage}/augment', state.step))
         key = stream(seed, f'{stage}/dropout', state.step)
-        grads, metrics = gradients(state.params, batch['image'], batch['label'], key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        grads, metrics = accumulated(state, batch['image'], batch['label'], key)
         metrics['grad_norm'] = optax.tree.norm(grads)
+
+        def update(grads: PyTree) -> tuple[PyTree, PyTree]:
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            return optax.apply_updates(state.params, updates), opt_state
+
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
-        keep = lambda new, old: jax.tree.map(  # noqa: E731
-            lambda n, o: jnp.where(finite, n, o), new, old
+        params, opt_state = jax.lax.cond(
+            finite, update, lambda _: (state.params, state.opt_state), grads
         )
-        params, opt_state = keep(params, state.params), keep(opt_state, state.opt_state)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

@@ -88,3 +88,8 @@ def test_nothing_to_predict(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             find_cases(source, ONE)
+
+
+def test_names_that_are_no_file_names_are_refused():
+    with pytest.raises(UserError, match='cannot begin the name of a file'):
+        find_cases(['..'], ONE)

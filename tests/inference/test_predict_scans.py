@@ -167,6 +167,25 @@ def test_finished_scans_are_skipped_unless_told_otherwise(tmp_path, model, capsy
     assert (out / 'x_ood-category_softmax.nii.gz').exists()
 
 
+def test_what_changed_is_predicted_again_and_leaves_nothing_behind(tmp_path, model):
+    path = save_scan(tmp_path / 'x.nii', phantom_hu(SHAPE), np.eye(4))
+    out = tmp_path / 'out'
+    predict(model, path, out, scores=('query_logit', 'category_softmax'))
+    (record,) = predict(model, path, out, scores=('query_logit',))
+    names = ['x.json', 'x_ood.nii.gz', 'x_seg.nii.gz']
+    assert sorted(found.name for found in out.iterdir()) == names
+    predict(model, path, out, scores=('query_logit',), step_size=0.9)
+    assert json.loads(record.read_text())['settings']['step_size'] == 0.9
+    hu = phantom_hu(SHAPE, seed=8)
+    save_scan(path, hu, np.eye(4))
+    predict(model, path, out, scores=('query_logit',), step_size=0.9)
+    np.testing.assert_array_equal(_load(out / 'x_seg.nii.gz')[0], expected_label(hu))
+    path.write_bytes(b'')
+    with pytest.raises(UserError, match='x.nii'):
+        predict(model, path, out, scores=('query_logit',), step_size=0.9)
+    assert list(out.iterdir()) == []
+
+
 def test_predictions_of_another_model_are_not_taken_for_ours(tmp_path, model):
     path = save_scan(tmp_path / 'x.nii', phantom_hu(SHAPE), np.eye(4))
     predict(model, path, tmp_path / 'out')

@@ -41,6 +41,7 @@ def cfg() -> ConfigDict:
                 'pixel_stride': (1, 1, 1),
                 'self_attention_input': 'pre',
                 'kmeans_reduction': 'sum',
+                'pixel_norm': 'instance',
             },
         }
     )
@@ -76,6 +77,7 @@ def test_fields_reach_the_model(cfg):
     cfg.decoder.pixel_stride = (1, 2, 2)
     cfg.decoder.self_attention_input = 'post'
     cfg.decoder.kmeans_reduction = 'mean'
+    cfg.decoder.pixel_norm = 'l2'
     model = build(cfg, conv_form='scan')
     assert model.dtype == jnp.bfloat16
     assert model.backbone.dtype == jnp.bfloat16
@@ -83,6 +85,7 @@ def test_fields_reach_the_model(cfg):
     assert model.pixel_stride == (1, 2, 2)
     assert model.output_strides == (4, 2)
     assert (model.self_attention_input, model.kmeans_reduction) == ('post', 'mean')
+    assert model.pixel_norm == 'l2'
     assert model.drop_path == 0.2
 
 
@@ -124,6 +127,7 @@ def test_the_papers_patches_have_the_papers_strides(cfg):
         ('decoder.pixel_stride', (1, 0, 1), ['(1, 0, 1)']),
         ('decoder.self_attention_input', 'middle', ['middle', 'pre, post']),
         ('decoder.kmeans_reduction', 'max', ['max', 'sum, mean']),
+        ('decoder.pixel_norm', 'batch', ['batch', 'instance, l2']),
     ],
 )
 def test_mistakes_are_named_in_one_line(cfg, field, value, words):

@@ -71,10 +71,12 @@ def np_cluster_head(queries, params):
     return centers, np_dense(np_gelu(np_dense(hidden, mlp['layer1'])), mlp['layer2'])
 
 
-def np_response(features, centers, params):
+def np_response(features, centers, params, l2=False):
     pixels = features @ params['kernel']  # P, built
     norm = {'scale': params['norm_scale'], 'bias': params['norm_bias']}
     pixels = np_norm(pixels, norm, (1, 2, 3))
+    if l2:
+        pixels = pixels / np.linalg.norm(pixels, axis=-1, keepdims=True)
     return np.einsum('bnc,bzyxc->bnzyx', centers, pixels)
 
 
@@ -130,23 +132,25 @@ def test_block_matches_numpy(attend):
     np.testing.assert_allclose(result, expected[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('norm', ['instance', 'l2'])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float32, 1e-4), (jnp.bfloat16, 3e-2)])
-def test_pixel_response_equals_the_response_of_a_built_p(dtype, tolerance):
+def test_pixel_response_equals_the_response_of_a_built_p(dtype, tolerance, norm):
     features = 3.0 + 0.5 * normal(0, 2, 3, 4, 5, 7)  # far from zero mean
     centers = normal(1, 2, N, C)
-    module = PixelResponse(dtype=dtype)
+    module = PixelResponse(norm=norm, dtype=dtype)
     params = init(module, features, centers)
     response = jax.jit(module.apply)({'params': params}, features, centers)
-    expected = np_response(double(features), double(centers), double(params))
+    expected = np_response(double(features), double(centers), double(params), l2=norm == 'l2')
     assert response.dtype == jnp.float32
     np.testing.assert_allclose(response, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_responses_have_unit_size_at_the_start():
+@pytest.mark.parametrize('norm', ['instance', 'l2'])
+def test_responses_have_unit_size_at_the_start(norm):
     """At the paper's widths: deviation about 1, so that the softmax is not saturated."""
     features = np.maximum(normal(0, 1, 6, 8, 8, 32), 0)
     queries = normal(1, 1, 32, 256)
-    head, pixel = ClusterHead(num_classes=9), PixelResponse()
+    head, pixel = ClusterHead(num_classes=9), PixelResponse(norm=norm)
 
     @jax.jit
     def start(key):

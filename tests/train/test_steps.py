@@ -43,7 +43,7 @@ def make_batch(rows=8):
     }
 
 
-def train(num_steps=3, accumulate=1, drop=0.0, seed=0, batch=None, mesh=None, frozen=False):
+def train(num_steps=3, accumulate=1, drop=0.0, seed=0, batch=None, mesh=None, frozen_steps=0):
     model, tx = Toy(drop), optax.adam(0.01)
     mesh = mesh or make_mesh(1, 1, 1)
     with mesh_context(mesh):
@@ -51,22 +51,22 @@ def train(num_steps=3, accumulate=1, drop=0.0, seed=0, batch=None, mesh=None, fr
         shardings = state.state_shardings(boxed, tx, mesh)
         params = state.init_params(model, (1, 4, 4, 4, 2), rngs.stream(seed, 'init', 0))
         current = state.create_state(params, tx, shardings)
-        kwargs = {'freeze_backbone': True} if frozen else {}
         step = jax.jit(
             steps.make_train_step(
                 model,
                 tx,
                 objective,
-                augment,
                 seed=seed,
                 stage='toy',
                 accumulate=accumulate,
-                apply_kwargs=kwargs,
+                frozen_steps=frozen_steps,
             ),
             out_shardings=(shardings, None),
         )
-        for _ in range(num_steps):
-            current, metrics = step(current, sharding.put_batch(batch or make_batch(), mesh))
+        augment_step = steps.make_augment_step(augment, seed=seed, stage='toy')
+        for index in range(num_steps):
+            raw = sharding.put_batch(batch or make_batch(), mesh)
+            current, metrics = step(current, augment_step(raw, index))
     return jax.device_get(current), jax.device_get(metrics), step
 
 
@@ -100,7 +100,7 @@ def test_a_non_finite_loss_changes_nothing_but_the_step():
 
 
 def test_frozen_backbone_gets_no_gradient():
-    frozen, _, _ = train(frozen=True)
+    frozen, _, _ = train(frozen_steps=3)
     params = state.init_params(Toy(), (1, 4, 4, 4, 2), rngs.stream(0, 'init', 0))
     np.testing.assert_array_equal(frozen.params['backbone']['kernel'], params['backbone']['kernel'])
     assert not np.array_equal(frozen.params['head']['kernel'], params['head']['kernel'])

@@ -293,7 +293,9 @@ def _paint_pelvis(canvas: Canvas) -> None:
         for points in rami:
             mirrored = np.asarray(points, float) * (side, 1, 1)
             _paint_long_bone(canvas, Tube(mirrored, [8, 7.5, 9]), 2.5)
-        neck = np.array([[92, -6, -266], [120, -14, -280], [142, -18, -300], [138, -8, -345]], float)
+        neck = np.array(
+            [[92, -6, -266], [120, -14, -280], [142, -18, -300], [138, -8, -345]], float
+        )
         _paint_long_bone(canvas, Tube(neck * (side, 1, 1), [15, 15, 19, 16]), 3.5)
         name = 'right_head_of_femur' if side > 0 else 'left_head_of_femur'
         canvas.paint(ellipsoid(head, (24, 24, 24)), 'cortical_bone', ORGAN_ID[name], keep=name)

@@ -109,7 +109,9 @@ def _stool(canvas: Canvas, box) -> np.ndarray:
 def paint_rectum(canvas: Canvas) -> None:
     """Draws the rectum."""
     points, radii = canvas.patient.tubes['rectum']
-    _paint_hollow(canvas, 'rectum', Tube(points, radii, reach_mm=4), 'colon_wall', 3.5, 'stool', 0.0)
+    _paint_hollow(
+        canvas, 'rectum', Tube(points, radii, reach_mm=4), 'colon_wall', 3.5, 'stool', 0.0
+    )
 
 
 def paint_stomach(canvas: Canvas, wall: np.ndarray, diaphragm: np.ndarray, bed: Tube) -> None:

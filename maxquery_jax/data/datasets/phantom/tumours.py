@@ -288,9 +288,7 @@ LIVER_OOD = {
         'epithelioid_haemangioendothelioma', 'angiosarcoma',
     ),
 }  # fmt: skip
-PANCREAS_INLIERS = {
-    name: (name,) for name in ('pdac', 'ipmn', 'pnet', 'scn', 'cp', 'spt', 'mcn')
-}
+PANCREAS_INLIERS = {name: (name,) for name in ('pdac', 'ipmn', 'pnet', 'scn', 'cp', 'spt', 'mcn')}
 PANCREAS_OOD = {
     'ac': ('ac',),
     'dc': ('dc',),
