@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -64,7 +65,9 @@ class LesionFinder:
 
     def update(self, label: np.ndarray, score: np.ndarray) -> None:
         """Adds the next slab: label [d, H, W] integer and score [d, H, W]."""
-        components, count = ndimage.label(np.isin(label, self._ids), structure=_NEIGHBOURS)
+        tumour = np.isin(label, self._ids)
+        found: Any = ndimage.label(tumour, structure=_NEIGHBOURS)
+        components, count = found
         self._tables.append(self._measure(components, count, label, score))
         if self._border is not None:
             self._touching.append(_touching(self._border, self._numbered(components[0])))

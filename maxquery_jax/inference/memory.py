@@ -77,7 +77,8 @@ def estimate_memory(
         export  (1 + 2 S) v + (1 + 2 S) V + t + m        (one of the two if the grids agree)
         total   baseline + max(read, window, export)
 
-    t = 24 bytes x 32 slices x the larger plane covers resampling; a sheared scan adds a copy.
+    t = 24 bytes x 32 slices (of the finer grid) x the larger plane, for resampling. A sheared scan
+    adds copies.
     m = 96 MB for the pieces on which counting and writing work.
     a = 12 x the result of a call if that is below 34 MB, else 0: freed blocks that the C library
     keeps.
@@ -126,7 +127,8 @@ def _resampling_bytes(shape: Sequence[int], model_shape: Sequence[int]) -> int:
     """Temporaries of `data.preprocess.resample_*` between two grids, either way."""
     stretch = max(shape[0], model_shape[0]) / min(shape[0], model_shape[0])
     plane = max(shape[1], model_shape[1]) * max(shape[2], model_shape[2])
-    return int(_RESAMPLING_COPIES * 4 * _RESAMPLED_SLICES * stretch * plane)
+    slices = min(_RESAMPLED_SLICES * stretch, max(shape[0], model_shape[0]))
+    return int(_RESAMPLING_COPIES * 4 * slices * plane)
 
 
 def physical_bytes() -> int | None:
@@ -139,6 +141,13 @@ def physical_bytes() -> int | None:
 
 def peak_rss_bytes() -> int | None:
     """Largest resident memory of this process so far, None where the system does not tell."""
+    try:
+        # Not getrusage where this exists: its peak includes the parent's, from before exec.
+        with open('/proc/self/status') as file:
+            lines = dict(line.split(':', 1) for line in file)
+        return int(lines['VmHWM'].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
     try:
         import resource  # not on Windows
     except ImportError:

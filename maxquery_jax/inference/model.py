@@ -119,7 +119,7 @@ def make_forward(
 
     def forward(params: PyTree, tiles: Array) -> tuple[Array, dict[str, Array]]:
         image = normalise_intensity(tiles, intensity)
-        outputs = model.apply({'params': params}, image, train=False)
+        outputs: Any = model.apply({'params': params}, image, train=False)
         scores = {name: anomaly_map(outputs, name) for name in score_names}
         return outputs.seg_logits.astype(jnp.float32), scores
 
@@ -141,7 +141,8 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
     config = _read_json(run_dir, 'config.json')
     manifest = _read_json(run_dir, 'manifest.json')
     data = manifest.get('data')
-    missing = [key for key in _DATA_KEYS if not isinstance(data, dict) or key not in data]
+    data = data if isinstance(data, dict) else {}
+    missing = [key for key in _DATA_KEYS if key not in data]
     if missing:
         raise UserError(
             f'{run_dir / "manifest.json"} lacks data.{missing[0]}; the run was made by another '
@@ -150,23 +151,23 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
     params, stage, step = load_params(run_dir, stage)
     try:
         cfg = ConfigDict(_tuples(config))
-        objective = cfg[stage].objective
-        patch_size = tuple(int(size) for size in cfg.data.patch_size)
-    except (AttributeError, KeyError, TypeError) as error:
+        objective = config[stage]['objective']
+        depth, height, width = config['data']['patch_size']
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f'{run_dir / "config.json"} lacks a field ({error}); the run was made by another '
             'version, train it again or use that version'
         ) from error
     labels = tuple(data['labels'])
-    spacing = tuple(float(size) for size in data['spacing_mm'])
+    dz, dy, dx = data['spacing_mm']
     known = sum(label['role'] != 'ood' for label in labels)
-    model = make_model(cfg, objective, known, spacing)
+    model = make_model(cfg, objective, known, (dz, dy, dx))
     names = _score_names(objective)
     return LoadedModel(
         forward=make_forward(model, data['intensity'], names),
         params=jax.device_put(params),
-        patch_size=patch_size,
-        spacing_mm=spacing,
+        patch_size=(depth, height, width),
+        spacing_mm=(dz, dy, dx),
         channels=tuple(data['channels']),
         intensity=data['intensity'],
         labels=labels,

@@ -52,7 +52,7 @@ def describe_case(
         'shape': list(label.shape),
         'spacing_mm': [_round(edge) for edge in grid.orientation.spacing_mm],
         'volumes_ml': {
-            name: _round(voxels[i] * grid.voxel_ml) for i, name in names.items() if i > 0
+            name: _round(float(voxels[i]) * grid.voxel_ml) for i, name in names.items() if i > 0
         },
         'lesions': [_lesion_json(found, names) for found in finder.result(min_lesion_ml)],
         'case_ood_score': cases[primary].value,
@@ -92,4 +92,4 @@ def _lesion_json(lesion: Lesion, names: Mapping[int, str]) -> dict[str, Any]:
 
 def _round(value: float) -> float:
     """Drops the digits that sums of floats add: nothing below a nanolitre or nanometre counts."""
-    return round(float(value), 6)
+    return round(value, 6)

@@ -115,7 +115,7 @@ def read_scan(
         )
         _require_hu(volume, options)
         hashes.append(volume.sha256)
-        warnings += volume.warnings
+        warnings += [*volume.warnings, *_suspicions(volume)]
         if case.sha256 and case.sha256[channel] not in ('', volume.sha256):
             raise UserError(
                 f'{path}: changed since the store was prepared; restore it or prepare again'
@@ -143,6 +143,16 @@ def _require_hu(volume: Volume, options: ReadOptions) -> None:
             f'{volume.header.path}: value_range: {volume.minimum:.6g} to {volume.maximum:.6g} do '
             'not fit into 16-bit HU; give CT in HU, or clip with --allow=value_range'
         )
+
+
+def _suspicions(volume: Volume) -> list[str]:
+    """A line if the values do not look like HU; such a scan is predicted, but rarely well."""
+    if volume.minimum < 0:
+        return []
+    values = f'{volume.minimum:.6g} to {volume.maximum:.6g}, no negative value'
+    return [
+        f'{volume.header.path}: hu_suspicious: {values}; the model expects HU, where air is -1000'
+    ]
 
 
 def to_scan_grid(

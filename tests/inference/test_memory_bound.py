@@ -10,8 +10,8 @@ import pytest
 
 from maxquery_jax.inference.memory import estimate_memory
 
-CHILD = """
-import json, pathlib, resource, sys
+CHILD = r"""
+import json, pathlib, re, sys
 import numpy as np
 from threshold_model import make_threshold_model, save_scan
 from maxquery_jax.inference.predict import predict
@@ -38,7 +38,8 @@ model = make_threshold_model(
 limit = float(sys.argv[3])
 (record,) = predict(model, folder / 'x.nii', folder / 'out', step_size=1.0, max_memory_gb=limit)
 content = json.loads(record.read_text())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+status = pathlib.Path('/proc/self/status').read_text()
+peak = int(re.search(r'VmHWM:\s+(\d+) kB', status).group(1)) * 1024
 print(json.dumps([peak, content['peak_memory_bytes'], content['estimated_memory_bytes']]))
 """
 

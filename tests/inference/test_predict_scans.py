@@ -248,6 +248,16 @@ def test_scaled_and_unsigned_files_are_read_as_hu(tmp_path, model):
     np.testing.assert_array_equal(_load(tmp_path / 'out' / 'x_seg.nii.gz')[0], expected_label(hu))
 
 
+def test_values_that_are_no_hu_are_noted_or_refused(tmp_path, model, capsys):
+    hu = phantom_hu(SHAPE)
+    predict(model, save_scan(tmp_path / 'x.nii', hu - hu.min(), np.eye(4)), tmp_path / 'out')
+    assert 'no negative value' in capsys.readouterr().err
+    path = save_scan(tmp_path / 'y.nii', hu * 1e4, np.eye(4), dtype=np.float32)
+    with pytest.raises(UserError, match='y.nii: value_range'):
+        predict(model, path, tmp_path / 'out')
+    predict(model, path, tmp_path / 'out', allow=['value_range'])
+
+
 def test_channels_are_read_in_order_and_must_share_a_grid(tmp_path):
     two = make_threshold_model(channels=('arterial', 'venous'))
     hu, late = phantom_hu(SHAPE), phantom_hu(SHAPE, seed=5)

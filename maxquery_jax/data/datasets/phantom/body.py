@@ -5,16 +5,9 @@ import functools
 import numpy as np
 
 from maxquery_jax.data.datasets.phantom import atlas
-from maxquery_jax.data.datasets.phantom.canvas import (
-    Bundle,
-    Canvas,
-    Shape,
-    Tube,
-    View,
-    coverage,
-    ellipsoid,
-)
+from maxquery_jax.data.datasets.phantom.canvas import Canvas, View, coverage
 from maxquery_jax.data.datasets.phantom.fields import smooth_max, smooth_min
+from maxquery_jax.data.datasets.phantom.shapes import Bundle, Shape, Tube, ellipsoid
 from maxquery_jax.data.datasets.phantom.tissues import ORGAN_ID
 
 SKIN_MM = 2.0

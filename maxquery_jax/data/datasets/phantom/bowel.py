@@ -5,7 +5,8 @@ import functools
 import numpy as np
 
 from maxquery_jax.data.datasets.phantom import fields
-from maxquery_jax.data.datasets.phantom.canvas import Bundle, Canvas, Tube, View, coverage
+from maxquery_jax.data.datasets.phantom.canvas import Canvas, View, coverage
+from maxquery_jax.data.datasets.phantom.shapes import Bundle, Tube
 from maxquery_jax.data.datasets.phantom.tissues import ORGAN_ID
 
 

@@ -8,12 +8,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import nibabel as nib
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 
 from maxquery_jax.data.datasets.phantom.canvas import Grid
 from maxquery_jax.data.datasets.phantom.case import PhantomCase, generate_case
-from maxquery_jax.data.datasets.phantom.placement import HostNotVisible
+from maxquery_jax.data.datasets.phantom.placement import HostNotVisibleError
 from maxquery_jax.data.datasets.phantom.spec import (
     AnnotatedGroup,
     CasePlan,
@@ -168,7 +168,7 @@ def _generate(spec: CohortSpec, plan: CasePlan) -> PhantomCase:
                 tumours=wanted,
                 reference_phase=spec.reference_phase,
             )
-        except HostNotVisible as error:
+        except HostNotVisibleError as error:
             reasons.append(str(error))
     raise UserError(f'{plan.case_id}: {reasons[0]}')
 
@@ -194,7 +194,7 @@ def write_nifti(path: pathlib.Path, volume: np.ndarray, grid: Grid, orientation:
         else:
             start = positions[0]
         affine[axis, axis], affine[axis, 3] = step, start
-    image = nib.nifti1.Nifti1Image(np.ascontiguousarray(array), affine)
+    image = Nifti1Image(np.ascontiguousarray(array), affine)
     image.header.set_data_dtype(volume.dtype)
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units('mm', 'sec')

@@ -92,6 +92,7 @@ class HeightMap:
         )
         yy, xx = np.meshgrid(axis, axis, indexing='ij')
         z = spline(np.stack([xx.ravel(), yy.ravel()], 1)).reshape(xx.shape)
+        z = np.round(z, 3)  # the solver's last bits may depend on threads
         slope = np.gradient(z, self.step_mm)
         self._z = z.astype(np.float32)
         self._slant = np.sqrt(1 + slope[0] ** 2 + slope[1] ** 2).astype(np.float32)
@@ -153,7 +154,7 @@ def curve(points: np.ndarray, step_mm: float) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.interp(position, fine, path[:, axis]) for axis in range(3)], 1), position
 
 
-def rotation(degrees_xyz: tuple[float, float, float]) -> np.ndarray:
+def rotation(degrees_xyz: tuple[float, ...]) -> np.ndarray:
     """Rotation matrix [3, 3] of extrinsic turns about the x, y and z axes."""
     ax, ay, az = np.deg2rad(degrees_xyz)
     cx, sx, cy, sy, cz, sz = np.cos(ax), np.sin(ax), np.cos(ay), np.sin(ay), np.cos(az), np.sin(az)

@@ -1,6 +1,7 @@
 """One drawn tumour and how it looks at any point and contrast phase."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, spatial, special
@@ -133,7 +134,7 @@ class Painter:
         if lesion.kind.septa is None and not lesion.kind.mosaic_hu:
             self._tree = None
         else:
-            self._tree = spatial.cKDTree(lesion.seeds[:, :3])
+            self._tree = spatial.KDTree(lesion.seeds[:, :3])
 
     def level(self, level: Level) -> float:
         """HU of a component in this phase."""
@@ -197,7 +198,7 @@ class Painter:
         """Adds the mosaic of cells and the walls between them."""
         lesion, kind = self.lesion, self.lesion.kind
         assert self._tree is not None
-        distance, cell = self._tree.query(local.T, k=2)
+        distance, cell = (np.asarray(part) for part in self._tree.query(local.T, k=2))
         if kind.mosaic_hu:
             deviate = lesion.seeds[cell[:, 0], 3]
             value = value + kind.mosaic_hu * np.clip(deviate, -2, 2)
@@ -217,7 +218,7 @@ class Painter:
             share = share * (0.45 + 1.5 * np.clip(way - 0.4, 0, 1.2))
         return np.clip(0.5 + (share - rho) * lesion.radius / 1.5, 0, 1)
 
-    def _rim(self, rim: Rim, thickness: float, depth, way, local) -> np.ndarray:
+    def _rim(self, rim: Rim, thickness: Any, depth, way, local) -> np.ndarray:
         lesion = self.lesion
         if rim.fill is not None:  # nodules that grow inwards with time
             nodules = self._noise('nodules', local)
@@ -287,9 +288,8 @@ def _allowed(canvas: Canvas, lesion: Lesion, box) -> np.ndarray:
     elif top < 0.05:  # the host is thinner than the voxels here
         allowed = np.ones_like(host)
     else:
-        away = ndimage.distance_transform_edt(
-            host < 0.5 * min(top, 1.0), sampling=canvas.grid.spacing_mm
-        )
+        outside = host < 0.5 * min(top, 1.0)
+        away = np.asarray(ndimage.distance_transform_edt(outside, sampling=canvas.grid.spacing_mm))
         allowed = np.clip(0.5 + (limit - away) / canvas.voxel_mm, 0, 1)
         allowed = np.where(away <= 0, 1, allowed).astype(np.float32)
     blocked = [ORGAN_ID[name] for name in NEVER_REPLACED if name != lesion.host]

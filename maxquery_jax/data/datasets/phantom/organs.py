@@ -3,8 +3,9 @@
 import numpy as np
 
 from maxquery_jax.data.datasets.phantom import body, bowel, vessels
-from maxquery_jax.data.datasets.phantom.canvas import Canvas, Shape, Tube, View, ellipsoid
+from maxquery_jax.data.datasets.phantom.canvas import Canvas, View
 from maxquery_jax.data.datasets.phantom.fields import smooth_max
+from maxquery_jax.data.datasets.phantom.shapes import Shape, Tube, ellipsoid
 from maxquery_jax.data.datasets.phantom.tissues import ORGAN_ID
 
 

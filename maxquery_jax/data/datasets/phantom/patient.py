@@ -61,7 +61,7 @@ class Patient:
     fat_mm: float
     male: bool
     tubes: dict[str, tuple[np.ndarray, np.ndarray]]
-    ellipsoids: dict[str, tuple[np.ndarray, np.ndarray, tuple[float, float, float]]]
+    ellipsoids: dict[str, tuple[np.ndarray, np.ndarray, tuple[float, ...]]]
     diaphragm: fields.HeightMap
     liver_floor: fields.HeightMap
     warp: tuple[fields.Lattice, ...]
@@ -155,7 +155,7 @@ def _vary_ellipsoid(rng, name, shifts):
     centre, radii, turns = atlas.ELLIPSOIDS[name]
     radii = np.asarray(radii, float) * np.clip(rng.normal(1, SIZE_SD.get(name, 0.06)), 0.65, 1.4)
     radii = radii * np.clip(rng.normal(1, 0.05, 3), 0.88, 1.12)
-    turns = tuple(float(turn + rng.normal(0, 5)) for turn in turns)
+    turns = turns[0] + rng.normal(0, 5), turns[1] + rng.normal(0, 5), turns[2] + rng.normal(0, 5)
     return np.asarray(centre, float) + _shift_of(rng, name, shifts), radii, turns
 
 

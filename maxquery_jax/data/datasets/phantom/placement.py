@@ -38,7 +38,7 @@ HOST_BOUNDS = {
 }
 
 
-class HostNotVisible(UserError):
+class HostNotVisibleError(UserError):
     """The organ of a tumour is outside the field of view."""
 
 
@@ -46,6 +46,23 @@ MIN_RADIUS_MM = 4.2  # about 300 mm3
 MIN_RADIUS_VOXELS = 1.3
 HEAD_X = 12.0  # the pancreas head lies right of this nominal x
 HOST_SEARCH_PAD_MM = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class HostVoxels:
+    """Voxels of a host organ in the field of view.
+
+    Attributes:
+        points: [n, 3] nominal (x, y, z).
+        depth: [n] distance in mm to the organ's surface.
+        edge: [n] distance in mm to the border of the field of view.
+        seats: [n] whether the centre of the tumour may lie there.
+    """
+
+    points: np.ndarray
+    depth: np.ndarray
+    edge: np.ndarray
+    seats: np.ndarray
 
 
 def plan_lesions(
@@ -63,7 +80,7 @@ def plan_lesions(
 
     Raises:
         UserError: for an unknown type.
-        HostNotVisible: if no host organ is in the field of view.
+        HostNotVisibleError: if no host organ is in the field of view.
     """
     lesions: list[Lesion] = []
     for turn, name in enumerate(names):
@@ -71,14 +88,14 @@ def plan_lesions(
             raise UserError(f'unknown phantom tumour type {name!r}; known: {", ".join(TYPES)}')
         kind = TYPES[name]
         rng = patient.stream(f'lesions/{turn}/{name}')
-        host, mask, depth, seats = _find_host(patient, grid, kind, rng)
+        host, site = _find_host(patient, grid, kind, rng)
         count = int(rng.integers(kind.count[0], kind.count[1] + 1))
         largest = _draw_radius(rng, kind, grid)
         for n in range(count):
             radius = largest if n == 0 else max(largest * rng.uniform(0.4, 0.9), _floor(grid))
-            radius = min(radius, 1.25 * depth.max() * (1 + kind.bulge) + 2)
+            radius = min(radius, 1.25 * site.depth.max() * (1 + kind.bulge) + 2)
             radius = max(radius, _floor(grid))
-            centre = _place(rng, patient, kind, radius, mask, depth, seats, lesions)
+            centre = _place(rng, patient, kind, radius, site, lesions)
             if centre is None:
                 break  # no room for another one
             lesions.append(draw_lesion(rng, name, kind, host, centre, radius))
@@ -111,8 +128,8 @@ def _search_grid(patient: Patient, grid: Grid, host: str) -> Grid | None:
     return Grid(z, y, x, (step, step, step))
 
 
-def _find_host(patient, grid, kind, rng):
-    """Chooses a visible host; returns its name, coordinates of voxels and depths."""
+def _find_host(patient, grid, kind, rng) -> tuple[str, HostVoxels]:
+    """Chooses a visible host."""
     order = rng.permutation(len(kind.host))
     for host in (kind.host[n] for n in order):
         search = _search_grid(patient, grid, host)
@@ -125,33 +142,44 @@ def _find_host(patient, grid, kind, rng):
         if mask.sum() < 8:
             continue
         padded = np.pad(mask, 1, mode='edge')  # the edge of the search is not the organ's border
-        depth = ndimage.distance_transform_edt(padded, sampling=search.spacing_mm)
+        depth = np.asarray(ndimage.distance_transform_edt(padded, sampling=search.spacing_mm))
         depth = depth[1:-1, 1:-1, 1:-1]
         seats = canvas.organs == ORGAN_ID[kind.seat] if kind.seat else mask
-        points = np.stack([axis[mask] for axis in canvas.xyz], 1)
-        return host, points, depth[mask], seats[mask]
-    raise HostNotVisible(
+        edges = (
+            np.minimum(own - view[0], view[-1] - own)
+            for own, view in zip((search.z, search.y, search.x), (grid.z, grid.y, grid.x),
+                                 strict=True)
+        )  # fmt: skip
+        z, y, x = np.ix_(*edges)
+        return host, HostVoxels(
+            points=np.stack([axis[mask] for axis in canvas.xyz], 1),
+            depth=depth[mask],
+            edge=np.minimum(np.minimum(z, y), x)[mask],
+            seats=seats[mask],
+        )
+    raise HostNotVisibleError(
         f'no {" or ".join(kind.host)} in the phantom field of view; use a larger shape_zyx, a '
         'coarser spacing_mm or another region'
     )
 
 
-def _place(rng, patient, kind, radius, points, depth, seats, others):
+def _place(rng, patient, kind, radius, site: HostVoxels, others) -> np.ndarray | None:
     """Centre for a tumour among the host's voxels, or None if there is no room."""
     if kind.site in ('ampulla', 'bile_duct'):
         return _duct_site(rng, patient, kind.site)
-    if kind.site == 'wall':
+    points, depth = site.points, site.depth
+    if kind.seat:
+        good = site.seats
+    elif kind.site == 'wall':
         good = depth <= depth.min() * 1.05
     else:
         good = depth >= min(0.55 * radius, 0.75 * depth.max())
-    if kind.seat:
-        good = seats
     for other in others:
         gap = np.linalg.norm(points - other.centre, axis=1)
         good = good & (gap > 1.1 * (radius + other.radius) + 4)
-    side = _preferred_side(rng, kind.site, points)
-    if (good & side).any():
-        good = good & side
+    for wish in (site.edge >= 0.8 * radius, _preferred_side(rng, kind.site, points)):
+        if (good & wish).any():
+            good = good & wish
     if not good.any():
         return points[int(depth.argmax())].astype(float) if not others else None
     return points[np.flatnonzero(good)[rng.integers(good.sum())]].astype(float)
@@ -187,6 +215,6 @@ def _affected(patient: Patient, kind: TumourType, lesions: list[Lesion]) -> Pati
         patient,
         duct_mm=kind.duct_mm,
         duct_from=start,
-        bile_duct_mm=kind.bile_duct_mm if centre[0] > HEAD_X else 0.0,
-        atrophy=kind.atrophy,
+        bile_duct_mm=max(kind.bile_duct_mm * (centre[0] > HEAD_X), patient.bile_duct_mm),
+        atrophy=min(kind.atrophy, patient.atrophy),
     )

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from maxquery_jax.data.datasets.phantom import atlas, case, tissues, tumours
+from maxquery_jax.data.datasets.phantom import case, tissues, tumours
 from maxquery_jax.data.datasets.phantom.patient import stream
 from maxquery_jax.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Names, contrast phases and attenuation tables of the phantom (typical adult values at 120 kVp)."""
+"""Names, contrast phases and attenuation of the phantom's tissues (typical adult, 120 kVp)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Tissue:
         patches: the same for the coarse (about 18 mm) texture.
     """
 
-    hu: tuple[float, float, float, float, float]
+    hu: tuple[float, ...]
     grain: float = 2.0
     patches: float = 1.5
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-Row = tuple[float, float, float, float, float]  # noncontrast, arterial early, late, venous, delay
+Row = tuple[float, ...]  # noncontrast, arterial early and late, venous, delay
 Span = tuple[float, float]
 
 

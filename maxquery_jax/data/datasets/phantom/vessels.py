@@ -4,7 +4,8 @@ import functools
 
 import numpy as np
 
-from maxquery_jax.data.datasets.phantom.canvas import Bundle, Canvas, Tube
+from maxquery_jax.data.datasets.phantom.canvas import Canvas
+from maxquery_jax.data.datasets.phantom.shapes import Bundle, Tube
 from maxquery_jax.data.datasets.phantom.tissues import ORGAN_ID
 
 PORTAL_ID = ORGAN_ID['portal_vein_and_splenic_vein']

@@ -1,0 +1,475 @@
+"""The built-in cohort: anatomy, tumours, scanner and the folder that it writes."""
+
+import json
+import types
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
+
+from maxquery_jax.data.datasets.decathlon import read_decathlon
+from maxquery_jax.data.datasets.phantom import (
+    AnnotatedGroup,
+    CohortSpec,
+    fields,
+    generate_case,
+    lesions,
+    scanner,
+    tumours,
+    write_cohort,
+)
+from maxquery_jax.data.datasets.phantom.canvas import Canvas, Grid, Motion, coverage
+from maxquery_jax.data.datasets.phantom.patient import sample_patient, stream
+from maxquery_jax.data.datasets.phantom.shapes import Tube
+from maxquery_jax.data.datasets.phantom.spec import plan_cases
+from maxquery_jax.data.datasets.phantom.tissues import ORGAN_ID, ORGANS, PHASES
+from maxquery_jax.errors import UserError
+
+COARSE = {'shape_zyx': (22, 34, 40), 'spacing_mm': (8.0, 8.0, 8.0)}
+SMALL_COHORT = {
+    'num_train': 5, 'num_val': 1, 'num_test_inlier': 1, 'num_test_ood': 3, 'seed': 4, **COARSE,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def torso():
+    return generate_case(
+        seed=1, index=0, shape_zyx=(122, 72, 96), spacing_mm=(5.0, 4.5, 4.5), region='torso',
+        phases=('venous', 'arterial_early'),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def liver_cohort(tmp_path_factory):
+    root = tmp_path_factory.mktemp('liver')
+    assert write_cohort(root, CohortSpec(**SMALL_COHORT)) == [root]
+    return root
+
+
+def organ(case, name):
+    return case.organs == ORGAN_ID[name]
+
+
+def centre(case, name):
+    """Mean (z, y, x) of an organ in patient mm."""
+    z, y, x = np.argwhere(organ(case, name)).mean(0)
+    grid = case.grid
+    return (
+        grid.z[0] + z * grid.spacing_mm[0],
+        grid.y[0] + y * grid.spacing_mm[1],
+        grid.x[0] + x * grid.spacing_mm[2],
+    )
+
+
+# --- anatomy -------------------------------------------------------------------------------------
+
+
+def test_case_is_a_function_of_seed_and_index():
+    first, again = (generate_case(seed=3, index=5, tumours=('icc',), **COARSE) for _ in range(2))
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.organs, again.organs)
+    np.testing.assert_array_equal(first.lesions, again.lesions)
+    other = generate_case(seed=3, index=6, **COARSE)
+    assert (organ(first, 'liver') != organ(other, 'liver')).mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    'shape, spacing, region',
+    [((8, 41, 17), (12, 4.2, 9.5), 'liver'), ((33, 8, 25), (3, 12, 5), 'torso'),
+     ((12, 40, 40), (2.5, 1.5, 1.5), 'pancreas')],
+)  # fmt: skip
+def test_any_shape_and_spacing(shape, spacing, region):
+    case = generate_case(seed=0, index=1, shape_zyx=shape, spacing_mm=spacing, region=region)
+    assert case.image.shape == (*shape, 1) and case.image.dtype == np.int16
+    assert case.organs.shape == shape and case.organs.dtype == np.uint8
+    assert case.image.min() >= -1024 and case.image.max() <= 3071
+    assert case.grid.spacing_mm == spacing
+    assert case.organs.any()
+
+
+def test_a_patient_is_the_same_on_every_grid():
+    fine, coarse = (
+        generate_case(seed=2, index=3, shape_zyx=shape, spacing_mm=spacing, tumours=('cyst',),
+                      region='liver')
+        for shape, spacing in (((50, 60, 70), (4, 5, 4.5)), ((25, 38, 40), (8, 8, 8)))
+    )  # fmt: skip
+    for name in ('liver', 'spleen', 'right_kidney'):
+        volumes = [
+            organ(case, name).sum() * np.prod(case.grid.spacing_mm) for case in (fine, coarse)
+        ]
+        assert volumes[0] == pytest.approx(volumes[1], rel=0.12)
+        np.testing.assert_allclose(centre(fine, name), centre(coarse, name), atol=3)
+
+
+def test_organs_lie_where_they_should(torso):
+    at = {name: centre(torso, name) for name in ORGANS if organ(torso, name).any()}
+    z, y, x = range(3)
+    assert set(at) == set(ORGANS)
+    assert at['liver'][x] > 20 > -60 > at['spleen'][x]  # x grows towards the right
+    assert at['right_kidney'][x] > 30 and at['left_kidney'][x] < -30
+    assert at['postcava'][x] > at['aorta'][x]
+    assert at['right_lung'][z] > at['liver'][z] > at['bladder'][z]
+    assert at['stomach'][y] > at['left_kidney'][y] and at['rectum'][y] < at['bladder'][y]
+    assert at['right_head_of_femur'][x] > 60 and at['left_head_of_femur'][x] < -60
+    millilitres = np.prod(torso.grid.spacing_mm) / 1000
+    for name, low, high in (('liver', 900, 2600), ('spleen', 60, 400), ('pancreas', 35, 160),
+                            ('right_kidney', 70, 280), ('gall_bladder', 4, 90)):  # fmt: skip
+        assert low < organ(torso, name).sum() * millilitres < high, name
+
+
+def test_attenuation_of_organs(torso):
+    def mean(name, channel):
+        mask = ndimage.binary_erosion(organ(torso, name))
+        return torso.image[mask, channel].mean()
+
+    for name, low, high in (('liver', 70, 135), ('spleen', 85, 155), ('aorta', 115, 195),
+                            ('right_kidney', 110, 230), ('right_lung', -900, -700),
+                            ('bladder', -25, 45)):  # fmt: skip
+        assert low < mean(name, 0) < high, name
+    assert mean('aorta', 1) > 200 > mean('aorta', 0)
+    assert mean('liver', 1) < mean('liver', 0)
+    assert torso.image[..., 0].min() < -1000 + 60  # air
+    corner = torso.image[:, -6:, :6, 0]
+    assert abs(corner.mean() + 1000) < 15
+
+
+def test_phases_are_misaligned_but_alike():
+    first, second = (
+        generate_case(seed=5, index=2, phases=('venous', 'arterial_late'), reference_phase=phase,
+                      shape_zyx=(36, 36, 40), spacing_mm=(4, 8, 8))
+        for phase in ('venous', 'arterial_late')
+    )  # fmt: skip
+    assert first.reference_phase == 'venous' and second.reference_phase == 'arterial_late'
+    a, b = organ(first, 'liver'), organ(second, 'liver')
+    # Labels follow their reference phase: swapping it moves them as far as the images moved.
+    still = generate_case(seed=5, index=2, shape_zyx=(36, 36, 40), spacing_mm=(4, 8, 8))
+    np.testing.assert_array_equal(still.organs, first.organs)
+    assert not np.array_equal(first.image[..., 0], second.image[..., 0])
+    np.testing.assert_array_equal(a, b)
+    flat = [first.image[..., channel].ravel().astype(float) for channel in (0, 1)]
+    assert 0.9 < np.corrcoef(*flat)[0, 1] < 0.999
+    bones = [ndimage.gaussian_filter(v.reshape(a.shape), 1) > 250 for v in flat]
+    assert 0 < (bones[0] ^ bones[1]).sum() < 0.7 * (bones[0] | bones[1]).sum()
+
+
+# --- tumours -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', [*tumours.LIVER_INLIERS, 'hepatoblastoma', 'fnh', 'liver_abscess'])
+def test_liver_tumours_lie_in_the_liver(name):
+    check_tumour(generate_case(seed=9, index=1, region='liver', tumours=(name,), **COARSE), name)
+
+
+@pytest.mark.parametrize('name', ['pdac', 'mcn', 'ac', 'dc', 'schwannoma'])
+def test_pancreas_tumours_lie_in_the_pancreas(name):
+    case = generate_case(
+        seed=9, index=2, shape_zyx=(28, 40, 44), spacing_mm=(5, 4, 4), region='pancreas',
+        tumours=(name,),
+    )  # fmt: skip
+    check_tumour(case, name)
+
+
+@pytest.mark.parametrize('name', ['clear_cell_rcc', 'splenic_lymphoma', 'colon_adenocarcinoma',
+                                  'lung_carcinoma', 'portal_thrombus', 'renal_cyst'])  # fmt: skip
+def test_other_tumours_lie_in_their_hosts(name):
+    case = generate_case(
+        seed=9, index=3, shape_zyx=(60, 50, 60), spacing_mm=(6, 6, 6), region='torso',
+        tumours=(name,),
+    )  # fmt: skip
+    check_tumour(case, name)
+
+
+def check_tumour(case, name):
+    voxel = np.prod(case.grid.spacing_mm)
+    assert case.findings and case.findings[0].name == name
+    healthy = generate_case(
+        seed=9, index={'liver': 1, 'pancreas': 2}.get(case.findings[0].host, 3),
+        shape_zyx=case.grid.shape, spacing_mm=case.grid.spacing_mm,
+        region={'liver': 'liver', 'pancreas': 'pancreas'}.get(case.findings[0].host, 'torso'),
+    )  # fmt: skip
+    for number, lesion in enumerate(case.findings, 1):
+        mask = case.lesions == number
+        assert mask.sum() * voxel >= 200
+        assert (case.organs[mask] == ORGAN_ID[lesion.host]).all()
+        host = healthy.organs == ORGAN_ID[lesion.host]
+        host |= (healthy.organs == ORGAN_ID['hepatic_vessel']) & (lesion.host == 'liver')
+        reach = lesion.kind.bulge * lesion.radius + 1.5 * max(case.grid.spacing_mm)
+        away = ndimage.distance_transform_edt(~host, sampling=case.grid.spacing_mm)
+        assert away[mask].max() <= reach
+        assert away[mask].min() <= max(case.grid.spacing_mm)
+
+
+def mean_hu(index, name, position):
+    """Noise-free mean HU of a drawn tumour, from points inside it."""
+    patient = sample_patient(21, index)
+    kind = tumours.TYPES[name]
+    rng = stream(21, index, 'test')
+    radius = np.sqrt(np.prod(kind.diameter_mm)) / 2
+    lesion = lesions.draw_lesion(rng, name, kind, kind.host[0], (0, 0, 0), radius)
+    painter = lesions.Painter(lesion, types.SimpleNamespace(position=position, patient=patient))
+    points = np.random.default_rng(index).uniform(-1, 1, (3, 3000)).astype(np.float32)
+    depth, value = painter.evaluate(*(points * np.float32(lesion.reach)))
+    return float(value[depth > 0].mean())
+
+
+@pytest.mark.parametrize(
+    'known, unknown, position',
+    [(tumours.LIVER_INLIERS, tumours.LIVER_OOD, 3.0),
+     (tumours.PANCREAS_INLIERS, tumours.PANCREAS_OOD, 2.0)],
+    ids=['liver', 'pancreas'],
+)  # fmt: skip
+def test_held_out_tumours_are_near_the_known_ones(known, unknown, position):
+    def values(labels, first):
+        names = [types[n % len(types)] for n in range(20) for types in labels.values()][:20]
+        return [mean_hu(first + n, name, position) for n, name in enumerate(names)]
+
+    inliers, outliers = values(known, 0), values(unknown, 100)
+    auroc = roc_auc_score([0] * 20 + [1] * 20, inliers + outliers)
+    assert 0.2 < auroc < 0.8
+    assert min(inliers) < np.median(outliers) < max(inliers)
+    for low, high in ((kind.diameter_mm[0], kind.diameter_mm[1]) for kind in
+                      (tumours.TYPES[name] for names in unknown.values() for name in names)):  # fmt: skip
+        spans = [tumours.TYPES[name].diameter_mm for names in known.values() for name in names]
+        assert min(s[0] for s in spans) <= low < high <= max(s[1] for s in spans)
+
+
+def test_enhancement_patterns():
+    """What tells the types apart in the phases is there (docs/phantom.md)."""
+    at = {name: [mean_hu(3, name, p) for p in range(5)] for name in ('hcc', 'haemangioma', 'cyst')}
+    liver = [sample_patient(21, 3).attenuation_of('liver', p) for p in range(5)]
+    hcc = np.subtract(at['hcc'], liver)
+    assert hcc[2] > 5 > -5 > hcc[4]  # arterial enhancement and washout
+    haemangioma = np.subtract(at['haemangioma'], liver)
+    assert haemangioma[3] < haemangioma[4] + 25 and haemangioma[0] < 0
+    assert np.ptp(at['cyst']) < 12 and abs(np.mean(at['cyst']) - 5) < 20
+
+
+def test_every_label_has_types_and_every_type_a_label():
+    groups = (tumours.LIVER_INLIERS, tumours.LIVER_OOD, tumours.PANCREAS_INLIERS,
+              tumours.PANCREAS_OOD, tumours.PAN_TUMOURS)  # fmt: skip
+    used = {name for group in groups for types in group.values() for name in types}
+    assert used == set(tumours.TYPES)
+    assert len(tumours.PAN_TUMOURS) == 20 and len(ORGANS) == 25
+    for kind in tumours.TYPES.values():
+        assert set(kind.host) <= set(ORGANS)
+        assert len(kind.level.hu) == len(PHASES)
+
+
+# --- drawing and scanning ------------------------------------------------------------------------
+
+
+def test_lattice_agrees_with_itself_and_has_unit_variance():
+    lattice = fields.Lattice(np.random.default_rng(0), 7.0, 16)
+    z, y, x = np.linspace(-90, 60, 25), np.linspace(3, 150, 21), np.linspace(-40, 77, 30)
+    grid = lattice.on_grid(z, y, x)
+    points = np.meshgrid(z, y, x, indexing='ij')
+    np.testing.assert_allclose(grid, lattice.at_points(*points), atol=2e-3)
+    assert 0.7 < grid.std() < 1.3
+    np.testing.assert_allclose(lattice.on_grid(z + 16 * 7, y, x), grid, atol=1e-4)
+
+
+def test_coverage_is_the_share_of_the_voxel():
+    """Against counting sub-voxel points, on thick slices."""
+    spacing, radius = np.array([5.0, 2.0, 2.0]), 14.0
+    shape = (9, 21, 21)
+    axes = [(np.arange(n) - n // 2) * s for n, s in zip(shape, spacing, strict=True)]
+    fine = [
+        (a[:, None] + (np.arange(6) - 2.5) / 6 * s).ravel()
+        for a, s in zip(axes, spacing, strict=True)
+    ]
+
+    def field(z, y, x):
+        squares = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2
+        return np.sqrt(squares) - radius
+
+    expected = (field(*fine) < 0).reshape(9, 6, 21, 6, 21, 6).mean((1, 3, 5))
+    actual = coverage(field(*axes).astype(np.float32))
+    assert np.abs(actual - expected).mean() < 0.01
+    assert actual.sum() == pytest.approx(expected.sum(), rel=0.02)
+
+
+def test_thin_tubes_keep_their_mass():
+    patient = sample_patient(0, 0)
+    grid = Grid.centred((0, 0, 0), (20, 20, 20), (4.0, 4.0, 4.0))
+    for radius in (1.0, 2.0, 6.0):
+        canvas = Canvas(grid, patient, 3.0, Motion(), keep=('tube',))
+        canvas.paint_tube(Tube([[-25, 1, 2], [25, -3, 1]], radius), 'artery', keep='tube')
+        mass = canvas.kept['tube'].sum() * 4.0**3 * np.prod(1 / patient.scale_xyz)
+        length = 50.3 + 4 / 3 * radius  # with two half balls
+        assert mass == pytest.approx(np.pi * radius**2 * length, rel=0.35)
+
+
+def test_scanner_noise_and_blur():
+    grid = Grid.centred((0, 0, 0), (12, 96, 96), (5.0, 0.75, 0.75))
+    water = np.zeros(grid.shape, np.float32)
+    water[:, :, 48:] = 200
+    settings = scanner.Scanner(blur_mm=0.8, grain_mm=0.6, noise_hu=10.0, streaks=0.0)
+    image = scanner.acquire(water, grid, settings, np.random.default_rng(1))
+    assert image.dtype == np.int16
+    noise = image[:, :, :40].astype(float)
+    assert abs(noise.mean()) < 2 and 2 < noise.std() < 12
+    near, far = (np.corrcoef(noise[:, :, :-s].ravel(), noise[:, :, s:].ravel())[0, 1]
+                 for s in (1, 8))  # fmt: skip
+    assert near > 0.25 and abs(far) < 0.1
+    edge = image.mean((0, 1))
+    assert 60 < edge[47] < edge[48] < 140  # blurred, not a step
+    again = scanner.acquire(water, grid, settings, np.random.default_rng(1))
+    np.testing.assert_array_equal(image, again)
+
+
+# --- cohorts -------------------------------------------------------------------------------------
+
+
+def test_dataset_json_agrees_with_the_files(liver_cohort):
+    data = json.loads((liver_cohort / 'dataset.json').read_text())
+    assert list(data['labels'].values()) == [
+        'background', 'liver', 'hcc', 'icc', 'metastasis', 'haemangioma', 'cyst',
+        'hepatoblastoma', 'fnh', 'other',
+    ]  # fmt: skip
+    assert data['numTraining'] == len(data['training']) == 10 and data['test'] == []
+    for entry in data['training']:
+        image = nib.load(liver_cohort / entry['image'])
+        label = nib.load(liver_cohort / entry['label'])
+        assert image.get_data_dtype() == np.int16 and label.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(image.affine, label.affine)
+        assert int(image.header['qform_code']) == int(image.header['sform_code']) == 1
+        assert image.header.get_zooms() == (8, 8, 8)
+    files = {path.name for path in liver_cohort.glob('*Tr/*')}
+    assert files == {f'phantom_{n:04d}.nii.gz' for n in range(10)}
+    reader = read_decathlon(liver_cohort)
+    assert reader.roles is not None and reader.splits is not None
+    assert reader.roles['liver'] == 'organ' and reader.roles['fnh'] == 'ood'
+    assert len(reader.splits['test']) == 4 and len(reader.splits['train']) == 5
+
+
+def test_held_out_labels_occur_in_test_only_and_every_label_occurs(liver_cohort):
+    data = json.loads((liver_cohort / 'dataset.json').read_text())
+    extra = data['maxquery_jax']
+    seen = {}
+    for split, ids in extra['splits'].items():
+        for case_id in ids:
+            label = np.asarray(nib.load(liver_cohort / f'labelsTr/{case_id}.nii.gz').dataobj)
+            found = {data['labels'][str(n)] for n in np.unique(label)}
+            roles = {extra['roles'][name] for name in found}
+            assert {'background', 'organ'} <= roles
+            assert not {'tumour', 'ood'} <= roles  # one kind a case
+            assert 'ood' not in roles or split == 'test'
+            assert {t['label'] for t in extra['tumours'][case_id]} <= found
+            seen[case_id] = found
+    assert set().union(*seen.values()) == set(data['labels'].values())
+
+
+def test_files_hold_the_case_in_turning_orientations(liver_cohort):
+    codes = []
+    for plan in plan_cases(CohortSpec(**SMALL_COHORT))[:3]:
+        image = nib.load(liver_cohort / f'imagesTr/{plan.case_id}.nii.gz')
+        codes.append(''.join(nib.aff2axcodes(image.affine)))
+        canonical = nib.as_closest_canonical(image)
+        wanted = tuple(name for name in (plan.choices[0], plan.second) if name)
+        case = generate_case(seed=4, index=plan.index, region='liver', tumours=wanted, **COARSE)
+        array = np.asarray(canonical.dataobj).transpose(2, 1, 0)
+        np.testing.assert_array_equal(array, case.image[..., 0])
+        np.testing.assert_allclose(
+            canonical.affine[:3, 3], [case.grid.x[0], case.grid.y[0], case.grid.z[0]], atol=1e-4
+        )
+    assert codes == ['LPS', 'LAS', 'RAS']
+
+
+def test_workers_do_not_change_the_data(tmp_path):
+    spec = CohortSpec(num_train=2, num_val=0, num_test_inlier=0, num_test_ood=1, seed=8, **COARSE)
+    done = []
+    for workers in (0, 2):
+        write_cohort(tmp_path / str(workers), spec, workers=workers,
+                     on_case=lambda *args: done.append(args))  # fmt: skip
+    files = sorted(path.relative_to(tmp_path / '0') for path in (tmp_path / '0').rglob('*.*'))
+    assert len(files) == 7
+    for name in files:
+        assert (tmp_path / '0' / name).read_bytes() == (tmp_path / '2' / name).read_bytes(), name
+    assert [args[1:] for args in done] == [(1, 3), (2, 3), (3, 3)] * 2
+
+
+def test_several_phases_become_numbered_channels(tmp_path):
+    spec = CohortSpec(task='pancreas', num_train=1, num_val=0, num_test_inlier=0, num_test_ood=0,
+                      phases=['noncontrast', 'arterial_late'], **COARSE)  # fmt: skip
+    assert spec.reference_phase == 'arterial_late'
+    write_cohort(tmp_path, spec)
+    data = json.loads((tmp_path / 'dataset.json').read_text())
+    assert data['channel_names'] == {'0': 'noncontrast', '1': 'arterial_late'}
+    assert sorted(path.name for path in (tmp_path / 'imagesTr').iterdir()) == [
+        'phantom_0000_0000.nii.gz', 'phantom_0000_0001.nii.gz',
+    ]  # fmt: skip
+    (case,) = read_decathlon(tmp_path).cases
+    assert len(case.images) == 2
+
+
+def test_groups_are_partially_labelled_data_sets(tmp_path):
+    grid = {'shape_zyx': (24, 34, 40), 'spacing_mm': (8.0, 8.0, 8.0), 'region': 'abdomen'}
+    groups = (
+        AnnotatedGroup('organs', ('liver', 'spleen'), num_train=1),
+        {'name': 'lits', 'annotated': ['liver', 'liver_tumor'], 'tumours': ['liver_tumor'],
+         'num_train': 1},
+        AnnotatedGroup('blind', ('liver',), ('liver_tumor',), num_test=1),
+    )  # fmt: skip
+    spec = CohortSpec(task='abdomen', annotated_groups=groups, **grid)
+    folders = write_cohort(tmp_path, spec)
+    assert [folder.name for folder in folders] == ['organs', 'lits', 'blind']
+    labels = {}
+    for folder in folders:
+        data = json.loads((folder / 'dataset.json').read_text())
+        (entry,) = data['training']
+        label = np.asarray(nib.load(folder / entry['label']).dataobj)
+        labels[folder.name] = {data['labels'][str(n)] for n in np.unique(label)}
+        extra = data['maxquery_jax']
+        assert set(extra['annotated']).isdisjoint(extra['unannotated'])
+        assert len(extra['annotated']) + len(extra['unannotated']) == 45
+        assert 'case' not in entry
+    assert labels == {
+        'organs': {'background', 'liver', 'spleen'},
+        'lits': {'background', 'liver', 'liver_tumor'},
+        'blind': {'background', 'liver'},
+    }
+    ids = [json.loads((f / 'dataset.json').read_text())['training'][0]['image'] for f in folders]
+    assert len(set(ids)) == 3  # different patients
+
+
+def test_a_finished_cohort_is_left_alone_and_another_is_refused(liver_cohort):
+    path = liver_cohort / 'dataset.json'
+    before = path.stat().st_mtime_ns
+    write_cohort(liver_cohort, CohortSpec(**SMALL_COHORT))
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match='another data set'):
+        write_cohort(liver_cohort, CohortSpec(**{**SMALL_COHORT, 'seed': 5}))
+
+
+@pytest.mark.parametrize(
+    'values, words',
+    [({'task': 'brain'}, 'task'), ({'phases': ('pet',)}, 'phases'), ({'phases': ()}, 'phases'),
+     ({'region': 'head'}, 'region'), ({'shape_zyx': (4, 80, 80)}, 'shape_zyx'),
+     ({'spacing_mm': (5, 4, -4)}, 'spacing_mm'), ({'num_train': -1}, 'num_train'),
+     ({'ood_labels': ('liver',)}, 'ood_labels'), ({'reference_phase': 'delay'}, 'reference'),
+     ({'annotated_groups': [{'name': '../x'}]}, 'folder'),
+     ({'annotated_groups': [{'name': 'x', 'annotated': ['heart']}]}, 'heart')],
+)  # fmt: skip
+def test_unusable_specifications(values, words):
+    with pytest.raises(UserError, match=words):
+        CohortSpec(**values)
+
+
+def test_a_tumour_outside_the_field_of_view_is_refused():
+    with pytest.raises(UserError, match='field of view'):
+        generate_case(seed=0, index=0, region='liver', tumours=('rectal_carcinoma',), **COARSE)
+    with pytest.raises(UserError, match='unknown phantom tumour'):
+        generate_case(seed=0, index=0, tumours=('wart',), **COARSE)
+
+
+def test_held_out_labels_can_be_chosen():
+    spec = CohortSpec(ood_labels=('cyst',), num_train=14, num_test_ood=2)
+    task = spec.resolved_task
+    assert task.labels[-1] == 'cyst' and task.roles['fnh'] == 'tumour'
+    plans = plan_cases(spec)
+    assert len({plan.index for plan in plans}) == len(plans)
+    for plan in plans:
+        assert (plan.choices[0] == 'cyst') == (plan in plans[-2:])
+        assert plan.second != 'cyst'
