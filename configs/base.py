@@ -61,6 +61,7 @@ def _model() -> ConfigDict:
             'drop_path': 0.2,
             'deep_supervision': True,
             'pixel_stride': (1, 1, 1),
+            'pixel_norm': 'instance',  # the paper's; 'l2' is kMaX-DeepLab's
             'self_attention_input': 'pre',
             'kmeans_reduction': 'sum',
         }

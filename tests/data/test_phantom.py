@@ -1,6 +1,7 @@
 """The built-in cohort: anatomy, tumours, scanner and the folder that it writes."""
 
 import json
+import pathlib
 import types
 
 import nibabel as nib
@@ -17,10 +18,12 @@ from maxquery_jax.data.datasets.phantom import (
     generate_case,
     lesions,
     scanner,
+    tissues,
     tumours,
     write_cohort,
 )
 from maxquery_jax.data.datasets.phantom.canvas import Canvas, Grid, Motion, coverage
+from maxquery_jax.data.datasets.phantom.case import draw_motion
 from maxquery_jax.data.datasets.phantom.patient import sample_patient, stream
 from maxquery_jax.data.datasets.phantom.shapes import Tube
 from maxquery_jax.data.datasets.phantom.spec import plan_cases
@@ -135,23 +138,33 @@ def test_attenuation_of_organs(torso):
     assert abs(corner.mean() + 1000) < 15
 
 
+def test_documented_attenuation_is_the_one_used():
+    text = (pathlib.Path(__file__).parents[2] / 'docs' / 'phantom.md').read_text()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()
+            if line.startswith('| ') and line.count('|') == 8]  # fmt: skip
+    table = {row[0]: tuple(float(cell) for cell in row[1:6]) for row in rows[1:]}
+    assert table == {name: tissue.hu for name, tissue in tissues.TISSUES.items()}
+
+
 def test_phases_are_misaligned_but_alike():
-    first, second = (
-        generate_case(seed=5, index=2, phases=('venous', 'arterial_late'), reference_phase=phase,
-                      shape_zyx=(36, 36, 40), spacing_mm=(4, 8, 8))
-        for phase in ('venous', 'arterial_late')
-    )  # fmt: skip
-    assert first.reference_phase == 'venous' and second.reference_phase == 'arterial_late'
-    a, b = organ(first, 'liver'), organ(second, 'liver')
-    # Labels follow their reference phase: swapping it moves them as far as the images moved.
-    still = generate_case(seed=5, index=2, shape_zyx=(36, 36, 40), spacing_mm=(4, 8, 8))
-    np.testing.assert_array_equal(still.organs, first.organs)
-    assert not np.array_equal(first.image[..., 0], second.image[..., 0])
-    np.testing.assert_array_equal(a, b)
-    flat = [first.image[..., channel].ravel().astype(float) for channel in (0, 1)]
-    assert 0.9 < np.corrcoef(*flat)[0, 1] < 0.999
-    bones = [ndimage.gaussian_filter(v.reshape(a.shape), 1) > 250 for v in flat]
-    assert 0 < (bones[0] ^ bones[1]).sum() < 0.7 * (bones[0] | bones[1]).sum()
+    """The same phase with and without its motion against the reference phase."""
+    view = {'shape_zyx': (60, 40, 48), 'spacing_mm': (3.0, 7.0, 7.0)}
+    patient = sample_patient(5, 2)
+    shift = draw_motion(patient, 'delay').shift_xyz[2]
+    assert 2.0 < abs(shift) < 8.0  # this patient's breathing
+    moved = generate_case(seed=5, index=2, phases=('venous', 'delay'), **view)
+    still = generate_case(seed=5, index=2, phases=('delay',), **view)
+    assert moved.reference_phase == 'venous' and still.reference_phase == 'delay'
+    np.testing.assert_array_equal(moved.organs, still.organs)  # labels are in the reference phase
+
+    def alike(planes):
+        a = moved.image[5:-5, ..., 1]
+        b = still.image[5 + planes : 55 + planes, ..., 0]
+        return np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1]
+
+    step = round(shift / 3)
+    assert 0.9 < alike(0) < alike(step) < 1
+    assert alike(-step) < alike(0)
 
 
 # --- tumours -------------------------------------------------------------------------------------
@@ -222,16 +235,16 @@ def mean_hu(index, name, position):
 )  # fmt: skip
 def test_held_out_tumours_are_near_the_known_ones(known, unknown, position):
     def values(labels, first):
-        names = [types[n % len(types)] for n in range(20) for types in labels.values()][:20]
+        names = [kinds[n % len(kinds)] for n in range(20) for kinds in labels.values()][:20]
         return [mean_hu(first + n, name, position) for n, name in enumerate(names)]
 
     inliers, outliers = values(known, 0), values(unknown, 100)
     auroc = roc_auc_score([0] * 20 + [1] * 20, inliers + outliers)
     assert 0.2 < auroc < 0.8
     assert min(inliers) < np.median(outliers) < max(inliers)
-    for low, high in ((kind.diameter_mm[0], kind.diameter_mm[1]) for kind in
-                      (tumours.TYPES[name] for names in unknown.values() for name in names)):  # fmt: skip
-        spans = [tumours.TYPES[name].diameter_mm for names in known.values() for name in names]
+    spans = [tumours.TYPES[name].diameter_mm for names in known.values() for name in names]
+    for name in (name for names in unknown.values() for name in names):
+        low, high = tumours.TYPES[name].diameter_mm
         assert min(s[0] for s in spans) <= low < high <= max(s[1] for s in spans)
 
 
@@ -249,7 +262,7 @@ def test_enhancement_patterns():
 def test_every_label_has_types_and_every_type_a_label():
     groups = (tumours.LIVER_INLIERS, tumours.LIVER_OOD, tumours.PANCREAS_INLIERS,
               tumours.PANCREAS_OOD, tumours.PAN_TUMOURS)  # fmt: skip
-    used = {name for group in groups for types in group.values() for name in types}
+    used = {name for group in groups for kinds in group.values() for name in kinds}
     assert used == set(tumours.TYPES)
     assert len(tumours.PAN_TUMOURS) == 20 and len(ORGANS) == 25
     for kind in tumours.TYPES.values():
@@ -298,7 +311,7 @@ def test_thin_tubes_keep_their_mass():
         canvas.paint_tube(Tube([[-25, 1, 2], [25, -3, 1]], radius), 'artery', keep='tube')
         mass = canvas.kept['tube'].sum() * 4.0**3 * np.prod(1 / patient.scale_xyz)
         length = 50.3 + 4 / 3 * radius  # with two half balls
-        assert mass == pytest.approx(np.pi * radius**2 * length, rel=0.35)
+        assert mass == pytest.approx(np.pi * radius**2 * length, rel=0.15)
 
 
 def test_scanner_noise_and_blur():

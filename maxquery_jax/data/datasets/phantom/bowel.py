@@ -152,7 +152,7 @@ def paint_duodenum(canvas: Canvas) -> None:
 
 
 def _paint_hollow(canvas, name, tube, wall_tissue, wall_mm, content, gas_level) -> None:
-    """Wall, content, and gas in the upper part of the lumen, over `gas_level` radii/10 of it."""
+    """Draws a tube with wall, content and gas above a level that `gas_level` raises (5 mm each)."""
     box = canvas.box(tube.lo, tube.hi)
     if box is None:
         return

@@ -176,12 +176,9 @@ class Canvas:
             field = shape.field(View(self, box))
             self.blend(box, field, self.shade(tissue, box), organ, keep)
 
-    def blend(self, box, field, value, organ=0, keep=None, limit=None) -> None:
-        """Draws `value` where `field` is negative; `limit` caps the cover of thin structures."""
-        cover = coverage(field)
-        if limit is not None:
-            cover = np.minimum(cover, limit)
-        self.blend_cover(box, cover, value, keep)
+    def blend(self, box, field, value, organ=0, keep=None) -> None:
+        """Draws `value` where `field` is negative."""
+        self.blend_cover(box, coverage(field), value, keep)
         self.organs[box][field < 0] = organ
 
     def blend_cover(self, box, cover, value, keep=None) -> None:
@@ -208,17 +205,31 @@ class Canvas:
         if box is None:
             return
         trace = tube.trace(View(self, box))
-        self.blend(box, trace.field, self.shade(tissue, box), organ, keep, self.thin(trace.radius))
+        cover = self.tube_cover(trace.field, trace.radius)
+        self.blend_cover(box, cover, self.shade(tissue, box), keep)
+        self.organs[box][trace.field < 0] = organ
         if core is not None:
             inner, wall_mm = core
-            limit = self.thin(np.maximum(trace.radius - np.float32(wall_mm), 0))
-            value = self.shade(inner, box)
-            self.blend(box, trace.field + np.float32(wall_mm), value, organ, keep, limit)
+            radius = np.maximum(trace.radius - np.float32(wall_mm), 0)
+            cover = self.tube_cover(trace.field + np.float32(wall_mm), radius)
+            self.blend_cover(box, cover, self.shade(inner, box), keep)
 
-    def thin(self, radius: np.ndarray) -> np.ndarray:
-        """Largest cover of a voxel by a tube of the given radius."""
-        share = np.minimum(2 * radius / np.float32(self.voxel_mm), 1)
-        return share * share
+    def tube_cover(self, field: np.ndarray, radius: np.ndarray) -> np.ndarray:
+        """Cover by a tube; where it is about as thin as a voxel, its mass is right on average.
+
+        There the cover is a ramp of one voxel's width across the border, scaled to the tube's
+        cross-section (the ramp alone has the volume of a cone or a frustum).
+        """
+        voxel = np.float32(self.voxel_mm)
+        thin = radius < 1.5 * voxel
+        if not thin.any() and field.ndim == 3:
+            return coverage(field)
+        r = np.maximum(radius, np.float32(1e-3))
+        cone = 3 * voxel * r * r / (r + voxel / 2) ** 3
+        frustum = 1 / (1 + voxel * voxel / (12 * r * r))
+        scale = np.where(r < voxel / 2, cone, frustum)
+        ramp = np.clip(np.float32(0.5) - field / voxel, 0, 1) * scale
+        return ramp if field.ndim == 1 else np.where(thin, ramp, coverage(field))
 
     def paint_bundle(self, bundle: Bundle, within, tissue: str, organ=None, keep=None) -> None:
         """Draws many thin tubes at once.
@@ -240,9 +251,8 @@ class Canvas:
         view = View(self, box)
         points = np.stack([view.x[where], view.y[where], view.z[where]], 1)
         field, radius = bundle.nearest(points, 2.0 * max(self.grid.spacing_mm))
-        voxel = np.float32(self.voxel_mm)
         cover = np.zeros(where.shape, np.float32)
-        cover[where] = np.minimum(np.clip(0.5 - field / voxel, 0, 1), self.thin(radius))
+        cover[where] = self.tube_cover(field, radius)
         self.blend_cover(box, cover * allowed, self.shade(tissue, box), keep)
         if organ is not None:
             where[where] = field < 0

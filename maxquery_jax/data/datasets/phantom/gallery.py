@@ -144,7 +144,7 @@ def _type_grid(plt, region, known, unknown, phase) -> Any:
                     spacing_mm=(3.0, 1.3, 1.3), region=region, phases=(phase,), tumours=(name,),
                 )  # fmt: skip
                 _lesion_close_up(axis, case, LIVER_WINDOW, reach_mm=48, contour=example == 0)
-            label = '\n'.join(textwrap.wrap(title.replace('_', ' '), 20))
+            label = '\n'.join(textwrap.wrap(title.replace('_', ' '), 22))
             colour = 'tab:red' if group else 'black'
             axes[2 * group, column].set_title(label, fontsize=6.5, pad=2, color=colour)
     return figure

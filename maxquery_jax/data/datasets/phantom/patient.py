@@ -197,6 +197,6 @@ def _offsets(rng) -> dict[str, float]:
     offset = {name: float(rng.normal(0, 3)) for name in tissues.TISSUES}
     offset['liver'] -= float(rng.gamma(1.2, 5.0))  # steatosis, right-skewed
     offset['pancreas'] -= float(rng.gamma(1.2, 5.0))
-    for name in ('air', 'gas'):
+    for name in ('air', 'gas', 'spleen_mottle'):
         offset[name] = 0.0
     return offset

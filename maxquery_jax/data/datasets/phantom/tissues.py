@@ -98,7 +98,6 @@ TISSUES = {
     'esophagus': Tissue((38, 48, 62, 70, 66), 3, 1),
     'fluid': _constant(18, 5, 4),
     'chyme': _constant(34, 16, 8),
-    'stool': _constant(10, 90, 60),
     'urine': Tissue((4, 4, 4, 6, 120), 2, 0),
     'bladder_wall': Tissue((34, 42, 52, 64, 62), 2, 1),
     'prostate': Tissue((40, 55, 75, 88, 84), 5, 5),
