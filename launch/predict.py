@@ -31,7 +31,7 @@ _SCORES = flags.DEFINE_list(
     'scores',
     None,
     'Anomaly scores to write, the primary one first: query_logit (the MaxQuery score), '
-    'query_softmax, category_logit, category_softmax. Without queries: the last two.',
+    'query_softmax, category_logit, category_softmax, or all. Without queries: the last two.',
 )
 _STEP_SIZE = flags.DEFINE_float(
     'step_size',

@@ -84,17 +84,19 @@ class LoadedModel:
         return tuple(label['id'] for label in self.known_labels if label['role'] == 'tumour')
 
     def choose_scores(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
-        """Checks score names; None or empty means the model's default.
+        """Checks score names; None or empty means the model's default, 'all' every score.
 
         Raises:
             UserError: a name this model does not have, or a name given twice.
         """
         names = tuple(wanted or self.score_names[:1])
+        if names == ('all',):
+            names = self.score_names
         unknown = [name for name in names if name not in self.score_names]
         if unknown or len(set(names)) < len(names):
             what = f'has no score {unknown[0]!r}' if unknown else f'was given {names} with a repeat'
             raise UserError(
-                f'the model {self.description} {what}: choose from {", ".join(self.score_names)}'
+                f'the model {self.description} {what}: choose from {", ".join(self.score_names)}, all'
             )
         return names
 

@@ -25,15 +25,18 @@ def query_logit_score(query_response: Array) -> Array:
 
 
 def query_softmax_score(query_response: Array) -> Array:
-    """The negative of the largest query assignment, A' = -max_N M (MaxQuery Sec. 3.3).
+    """One minus the largest query assignment, A' = 1 - max_N M (MaxQuery Sec. 3.3).
+
+    Deviation: the paper writes -max_N M. The added one changes no rank, and keeps the small
+    differences between confident voxels that a float16 file would round away near -1.
 
     Args:
         query_response: [B, N, D, H, W] R.
 
     Returns:
-        [B, D, H, W] float32 in [-1, -1/N].
+        [B, D, H, W] float32 in [0, 1 - 1/N].
     """
-    return -_max_softmax(query_response, axis=1)
+    return _one_minus_max_softmax(query_response, axis=1)
 
 
 def category_logit_score(seg_logits: Array) -> Array:
@@ -49,20 +52,23 @@ def category_logit_score(seg_logits: Array) -> Array:
 
 
 def category_softmax_score(seg_logits: Array) -> Array:
-    """MSP: the negative of the largest class probability (MaxQuery Tab. 4, post-softmax).
+    """MSP: one minus the largest class probability (MaxQuery Tab. 4, post-softmax).
+
+    Deviation: as in `query_softmax_score`.
 
     Args:
         seg_logits: [B, D, H, W, K] Z.
 
     Returns:
-        [B, D, H, W] float32 in [-1, -1/K].
+        [B, D, H, W] float32 in [0, 1 - 1/K].
     """
-    return -_max_softmax(seg_logits, axis=-1)
+    return _one_minus_max_softmax(seg_logits, axis=-1)
 
 
-def _max_softmax(logits: Array, axis: int) -> Array:
+def _one_minus_max_softmax(logits: Array, axis: int) -> Array:
     logits = logits.astype(jnp.float32)
-    return jnp.exp(jnp.max(logits, axis=axis) - jax.nn.logsumexp(logits, axis=axis))
+    largest = jnp.max(logits, axis=axis) - jax.nn.logsumexp(logits, axis=axis)
+    return -jnp.expm1(largest)
 
 
 SCORES: dict[str, tuple[str, Callable[[Array], Array]]] = {

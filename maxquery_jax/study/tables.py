@@ -20,7 +20,10 @@ from maxquery_jax.metrics.ood import METRICS, CaseScores
 
 COLUMNS = ('auroc', 'aupr', 'fpr95', 'case_auc', 'dice_tumour')
 TITLES = {
-    'auroc': 'AUROC', 'aupr': 'AUPR', 'fpr95': 'FPR95', 'case_auc': 'case AUC',
+    'auroc': 'AUROC',
+    'aupr': 'AUPR',
+    'fpr95': 'FPR95',
+    'case_auc': 'case AUC',
     'dice_tumour': 'inlier tumour Dice',
 }
 LOWER_IS_BETTER = ('fpr95',)
@@ -73,8 +76,14 @@ def build_rows(study: Any, summaries: dict[str, list[dict]], region: str = 'orga
             ones = np.ones((1, len(seeds[0]['cases'])))
             per_seed[column] = tuple(float(part(ones)[0, 0]) for part in parts)
         rows.append(
-            Row(entry.title, entry.variant, entry.score, statistics, per_seed,
-                len(seeds[0]['cases']))
+            Row(
+                entry.title,
+                entry.variant,
+                entry.score,
+                statistics,
+                per_seed,
+                len(seeds[0]['cases']),
+            )
         )
     return rows
 
@@ -151,7 +160,9 @@ def to_json(study: Any, rows: list[Row]) -> str:
     """The same numbers for programs."""
     table = [
         {
-            'title': row.title, 'variant': row.variant, 'score': row.score,
+            'title': row.title,
+            'variant': row.variant,
+            'score': row.score,
             'cells': {
                 column: _clean(
                     dataclasses.asdict(row.cell(column)) | {'seed_sd': row.cell(column).seed_sd}
@@ -163,7 +174,8 @@ def to_json(study: Any, rows: list[Row]) -> str:
     ]
     pairs = [
         {
-            'first': first.title, 'second': second.title,
+            'first': first.title,
+            'second': second.title,
             'differences': {
                 k: _clean(dataclasses.asdict(v)) for k, v in compare(first, second).items()
             },

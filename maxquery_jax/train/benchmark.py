@@ -29,14 +29,22 @@ def synthetic_manifest(
     ]
     ones = [1.0] * num_channels
     return Manifest(
-        dataset='synthetic', spacing_mm=spacing_mm,
+        dataset='synthetic',
+        spacing_mm=spacing_mm,
         channels=tuple(f'phase{i}' for i in range(num_channels)),
-        intensity={'lower': [-200.0] * num_channels, 'upper': [300.0] * num_channels,
-                   'shift': [0.0] * num_channels, 'scale': [100.0 * v for v in ones],
-                   'method': 'synthetic'},
-        labels=tuple(labels), label_map={str(i): i for i in range(len(roles))},
+        intensity={
+            'lower': [-200.0] * num_channels,
+            'upper': [300.0] * num_channels,
+            'shift': [0.0] * num_channels,
+            'scale': [100.0 * v for v in ones],
+            'method': 'synthetic',
+        },
+        labels=tuple(labels),
+        label_map={str(i): i for i in range(len(roles))},
         annotated=tuple(label['name'] for label in labels),
-        splits={'train': (), 'val': (), 'test': ()}, cases={}, source='',
+        splits={'train': (), 'val': (), 'test': ()},
+        cases={},
+        source='',
     )
 
 
@@ -66,9 +74,7 @@ def benchmark_step(
             stage.model, (1, *stage.patch_size, channels), stream(config.seed, 'init', 0)
         )
         state = create_state(params, stage.tx, stage.shardings)
-        step = jax.jit(
-            stage.train_step, donate_argnums=0, out_shardings=(stage.shardings, None)
-        )
+        step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=(stage.shardings, None))
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
@@ -88,14 +94,21 @@ def benchmark_step(
     times = times[1:]
     memory = compiled.memory_analysis()
     return {
-        'config': f'{config.name}:{config.variant}', 'stage': stage_name,
-        'batch_size': config.data.batch_size, 'accumulate': stage.config.accumulate,
-        'patch_size': list(stage.patch_size), 'num_classes': manifest.num_classes,
+        'config': f'{config.name}:{config.variant}',
+        'stage': stage_name,
+        'batch_size': config.data.batch_size,
+        'accumulate': stage.config.accumulate,
+        'patch_size': list(stage.patch_size),
+        'num_classes': manifest.num_classes,
         'parameters': count_parameters(stage.boxed_params),
         'gflop_per_step': count_flops(config, stage, manifest) * config.data.batch_size / 1e9,
-        'compile_s': compile_s, 'step_s_median': statistics.median(times),
-        'step_s_min': min(times), 'step_s_max': max(times), 'num_steps': num_steps,
-        'loss_first': losses[0], 'loss_last': losses[-1],
+        'compile_s': compile_s,
+        'step_s_median': statistics.median(times),
+        'step_s_min': min(times),
+        'step_s_max': max(times),
+        'num_steps': num_steps,
+        'loss_first': losses[0],
+        'loss_last': losses[-1],
         'compiled_temporary_gib': memory.temp_size_in_bytes / 2**30 if memory else None,
         'peak_rss_gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         'devices': [str(d.device_kind) for d in mesh.devices.flat],

@@ -81,8 +81,12 @@ def make_train_step(
             return gradients(state.params, image, label, key)
         return jax.lax.cond(
             state.step < frozen_steps,
-            lambda *args: gradients(*args, freeze_backbone=True), gradients,
-            state.params, image, label, key,
+            lambda *args: gradients(*args, freeze_backbone=True),
+            gradients,
+            state.params,
+            image,
+            label,
+            key,
         )
 
     def accumulated(state: TrainState, image: Array, label: Array, key: Array):

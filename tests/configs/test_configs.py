@@ -24,9 +24,11 @@ def test_variants_validate_and_trace(variant):
         model = make_model(config, config[stage].objective, 7, spacing, 'plain')
         image = jax.ShapeDtypeStruct((1, *config.data.patch_size, 1), jnp.float32)
         outputs = jax.eval_shape(
-            lambda key, x, m=model: m.init_with_output({'params': key, 'dropout': key}, x,
-                                                       train=True)[0],
-            jax.random.key(0), image,
+            lambda key, x, m=model: m.init_with_output(
+                {'params': key, 'dropout': key}, x, train=True
+            )[0],
+            jax.random.key(0),
+            image,
         )
         assert outputs.seg_logits.shape == (1, *config.data.patch_size, 7)
         assert outputs.seg_logits.dtype == jnp.float32

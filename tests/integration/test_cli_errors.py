@@ -11,8 +11,12 @@ DEMO = '--config=configs/maxquery.py:demo'
 
 def launch(python, verb, *args):
     return subprocess.run(
-        [python, '-m', f'launch.{verb}', *args], cwd=ROOT, capture_output=True, text=True,
-        timeout=120, check=False,
+        [python, '-m', f'launch.{verb}', *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -25,19 +29,31 @@ def launch(python, verb, *args):
         ('train', [DEMO, '--config.data.pach_size=1'], ['pach_size']),
         ('train', ['--config=configs/maxquery.py:dmo', '--workdir=x'], ['dmo', "'demo'"]),
         ('train', ['--config=configs/nothing.py', '--workdir=x'], ['nothing.py']),
-        ('train', [DEMO, '--workdir=W', '--config.finetune.optim.learning_rate=-1.0'],
-         ['finetune.optim', 'learning_rate']),
+        (
+            'train',
+            [DEMO, '--workdir=W', '--config.finetune.optim.learning_rate=-1.0'],
+            ['finetune.optim', 'learning_rate'],
+        ),
         ('train', [DEMO, '--workdir=W', '--config.data.patch_size=(32,64,63)'], ['63']),
-        ('train', [DEMO, '--workdir=W', '--config.model.decoder.query_groups=(1,2,3)'],
-         ['query_groups', '32']),
-        ('train', ['--config=configs/maxquery.py:pancreas', '--workdir=W'],
-         ['--config.data.store', ':demo']),
+        (
+            'train',
+            [DEMO, '--workdir=W', '--config.model.decoder.query_groups=(1,2,3)'],
+            ['query_groups', '32'],
+        ),
+        (
+            'train',
+            ['--config=configs/maxquery.py:pancreas', '--workdir=W'],
+            ['--config.data.store', ':demo'],
+        ),
         ('train', [DEMO, '--workdir=W', 'extra'], ['extra']),
         ('predict', ['--model=/nonexistent', '--input=a', '--output=b'], ['/nonexistent']),
         ('evaluate', ['--model=/nonexistent'], ['/nonexistent']),
         ('report', ['--model=/nonexistent'], ['/nonexistent']),
-        ('prepare', ['--dataset=decathlon', '--source=/nonexistent', '--store=W'],
-         ['/nonexistent']),
+        (
+            'prepare',
+            ['--dataset=decathlon', '--source=/nonexistent', '--store=W'],
+            ['/nonexistent'],
+        ),
         ('check', ['--dataset=decathlon', '--source=/nonexistent'], ['/nonexistent']),
         ('check', ['--dataset=nothing', '--source=.'], ['nothing', 'decathlon']),
     ],

@@ -40,8 +40,11 @@ TINY = [
 def start(python, workdir, store=''):
     extra = [f'--config.data.store={store}'] if store else []
     return subprocess.Popen(
-        [python, '-m', 'launch.train', *TINY, *extra, f'--workdir={workdir}'], cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [python, '-m', 'launch.train', *TINY, *extra, f'--workdir={workdir}'],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

@@ -22,7 +22,7 @@ def loop_scores(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for b, z, y, x in np.ndindex(2, *SHAPE):
         values = [float(v) for v in logits[b, :, z, y, x]]
         pre[b, z, y, x] = -max(values)
-        post[b, z, y, x] = -max(np.exp(v) / sum(np.exp(values)) for v in values)
+        post[b, z, y, x] = 1 - max(np.exp(v) / sum(np.exp(values)) for v in values)
     return pre, post
 
 

@@ -53,12 +53,15 @@ def summary(auroc, scores, dice):
     for i in range(6):
         is_ood = i < 3
         value = auroc[i] if is_ood else None
-        cases.append({
-            'case': f'c{i}', 'is_ood': is_ood,
-            'ood': {'s': {'organ': {'auroc': value, 'aupr': value, 'fpr95': value}}},
-            'case_score': {'s': scores[i]},
-            'dice': {'background': 1.0, 'a': dice[i][0], 'b': dice[i][1]},
-        })
+        cases.append(
+            {
+                'case': f'c{i}',
+                'is_ood': is_ood,
+                'ood': {'s': {'organ': {'auroc': value, 'aupr': value, 'fpr95': value}}},
+                'case_score': {'s': scores[i]},
+                'dice': {'background': 1.0, 'a': dice[i][0], 'b': dice[i][1]},
+            }
+        )
     roles = ('background', 'tumour', 'tumour')
     labels = [{'name': n, 'role': r} for n, r in zip(('background', 'a', 'b'), roles, strict=True)]
     return {'cases': cases, 'labels': labels}
@@ -73,7 +76,9 @@ def make_rows():
     worse = [summary([0.5, 0.6, 0.7], [0, 0, 0, 1, 1, 1], dice)] * 2
     entry = types.SimpleNamespace
     study = entry(
-        name='x', title='t', pairs=(('A', 'B'),),
+        name='x',
+        title='t',
+        pairs=(('A', 'B'),),
         rows=[entry(title='A', variant='v', score='s'), entry(title='B', variant='w', score='s')],
     )
     return study, tables.build_rows(study, {'v': seeds, 'w': worse})
