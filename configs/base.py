@@ -2,10 +2,12 @@
 
 from ml_collections import ConfigDict
 
+from configs.common import Config
 
-def get_base(name: str) -> ConfigDict:
+
+def get_base(name: str) -> Config:
     """Returns the complete set of fields; experiments change values, they do not add fields."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.name = name
     config.variant = ''
     config.seed = 0
@@ -21,8 +23,8 @@ def get_base(name: str) -> ConfigDict:
     return config
 
 
-def _data() -> ConfigDict:
-    data = ConfigDict()
+def _data() -> Config:
+    data: Config = ConfigDict()
     data.store = ''  # folder or URL written by launch.prepare
     # A built-in cohort to generate instead of reading a store: fields of phantom.CohortSpec.
     data.phantom = ConfigDict()
@@ -35,8 +37,8 @@ def _data() -> ConfigDict:
     return data
 
 
-def _model() -> ConfigDict:
-    model = ConfigDict()
+def _model() -> Config:
+    model: Config = ConfigDict()
     model.dtype = 'float32'  # compute; parameters, norms and losses are float32
     model.conv_form = 'auto'  # plain | scan | auto: scan on one CPU device at real sizes
     model.backbone = ConfigDict(
@@ -69,9 +71,9 @@ def _model() -> ConfigDict:
     return model
 
 
-def stage(objective: str) -> ConfigDict:
+def stage(objective: str) -> Config:
     """Fields of one stage: what it trains, for how long, with which optimiser."""
-    cfg = ConfigDict()
+    cfg: Config = ConfigDict()
     cfg.objective = objective  # segmentation | maxquery
     cfg.init_from = ''  # '' previous stage (scratch for the first); or RUN or RUN:STAGE
     cfg.epochs = 1

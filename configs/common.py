@@ -2,15 +2,15 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from ml_collections import ConfigDict
-
-Variant = Callable[[ConfigDict], None]
+Config = Any  # an ml_collections.Config, whose fields a type checker cannot know
+Variant = Callable[[Config], None]
 
 
 def apply_variants(
-    config: ConfigDict, arg: str | None, default: str, variants: Mapping[str, Variant]
-) -> ConfigDict:
+    config: Config, arg: str | None, default: str, variants: Mapping[str, Variant]
+) -> Config:
     """Applies comma-separated variants in order.
 
     Args:

@@ -14,9 +14,10 @@ change one thing: `:demo,no_qd`.
 from ml_collections import ConfigDict
 
 from configs import base, common
+from configs.common import Config
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """Returns the experiment named by `arg`: pancreas, liver or demo, then ablation words."""
     config = base.get_base('maxquery')
     config.stages = ('pretrain', 'finetune')
@@ -25,13 +26,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return common.apply_variants(config, arg, 'pancreas', VARIANTS)
 
 
-def _pretrain() -> ConfigDict:
+def _pretrain() -> Config:
     stage = base.stage('segmentation')
     stage.epochs = 1000  # Sec. 4.2; nnU-Net counts 250 iterations as an epoch
     return stage
 
 
-def _finetune() -> ConfigDict:
+def _finetune() -> Config:
     stage = base.stage('maxquery')
     stage.epochs = 200  # Sec. 4.2
     stage.optim.name = 'radam'  # Sec. 4.2
@@ -43,15 +44,15 @@ def _finetune() -> ConfigDict:
     return stage
 
 
-def _pancreas(config: ConfigDict) -> None:
+def _pancreas(config: Config) -> None:
     config.data.patch_size = (28, 192, 320)  # Sec. 4.2, at 3 x 0.419 x 0.419 mm
 
 
-def _liver(config: ConfigDict) -> None:
+def _liver(config: Config) -> None:
     config.data.patch_size = (40, 192, 224)  # Sec. 4.2, at 3 x 0.760 x 0.760 mm
 
 
-def _small_network(config: ConfigDict) -> None:
+def _small_network(config: Config) -> None:
     """A network that trains on two CPU cores; whole in every step, small in every size."""
     config.model.backbone.base_features = 8
     config.model.backbone.max_features = 128
@@ -64,7 +65,7 @@ def _small_network(config: ConfigDict) -> None:
     config.log.every_steps = 25
 
 
-def _demo(config: ConfigDict) -> None:
+def _demo(config: Config) -> None:
     """A liver cohort of phantoms with 5 known and 3 unknown tumour types."""
     _small_network(config)
     config.data.phantom = ConfigDict(
@@ -89,7 +90,7 @@ def _demo(config: ConfigDict) -> None:
     config.checkpoint.every_steps = 100
 
 
-def _small(config: ConfigDict) -> None:
+def _small(config: Config) -> None:
     """Own data on a CPU, prepared at about 4 mm."""
     _small_network(config)
     config.data.patch_size = (48, 80, 80)
@@ -101,7 +102,7 @@ def _small(config: ConfigDict) -> None:
     config.checkpoint.every_steps = 250
 
 
-def _no_qd(config: ConfigDict) -> None:
+def _no_qd(config: Config) -> None:
     config.finetune.loss.qd_weight = 0.0  # Tab. 1, "Ours (w/o L_qd)"
 
 

@@ -8,6 +8,7 @@ Any field of the config can be changed with --config.FIELD=VALUE.
 """
 
 import pathlib
+import time
 
 from absl import flags
 from ml_collections import config_flags
@@ -18,6 +19,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Experiment, e.g. configs/maxquery.py:demo', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; made if missing, continued if not.')
+
+
+PLOT_SECONDS = 10.0  # drawing takes about half a second
 
 
 def main() -> None:
@@ -32,10 +36,16 @@ def main() -> None:
         raise UserError('name a run directory with --workdir, e.g. --workdir=runs/demo')
     workdir = pathlib.Path(_WORKDIR.value)
 
+    drawn = time.monotonic()
+
     def on_log() -> None:
-        plot_progress(workdir / 'metrics.jsonl', workdir / 'progress.png')
+        nonlocal drawn
+        if time.monotonic() - drawn > PLOT_SECONDS:
+            plot_progress(workdir / 'metrics.jsonl', workdir / 'progress.png')
+            drawn = time.monotonic()
 
     train(_CONFIG.value, workdir, on_log=on_log)
+    plot_progress(workdir / 'metrics.jsonl', workdir / 'progress.png')
 
 
 if __name__ == '__main__':

@@ -5,10 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from maxquery_jax.errors import UserError
-from maxquery_jax.typing import Array, PyTree
+from maxquery_jax.typing import Array, Config, PyTree
 
 BACKBONE = 'backbone'
 OPTIMISERS = ('sgd', 'radam', 'adamw')
@@ -33,7 +32,7 @@ def poly_schedule(
         power: exponent, 0.9 in nnU-Net.
     """
 
-    def schedule(count: Array) -> Array:
+    def schedule(count):
         epoch = jnp.minimum(count // steps_per_epoch, epochs - 1)
         return learning_rate * (1.0 - epoch / epochs) ** power
 
@@ -53,7 +52,7 @@ def freeze_for(
     def init(params: PyTree) -> FreezeState:
         return FreezeState(jnp.zeros((), jnp.int32), inner.init(params))
 
-    def update(updates: PyTree, state: FreezeState, params: PyTree = None):
+    def update(updates, state, params=None):
         def skip(updates: PyTree) -> tuple[PyTree, PyTree]:
             return jax.tree.map(jnp.zeros_like, updates), state.inner
 
@@ -142,7 +141,7 @@ def make_optimizer(
     return optax.chain(*parts), schedule
 
 
-def build_optimizer(stage: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def build_optimizer(stage: Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and schedule that a stage's config describes."""
     return make_optimizer(**stage.optim, epochs=stage.epochs, steps_per_epoch=stage.steps_per_epoch)
 

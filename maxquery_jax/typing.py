@@ -7,6 +7,8 @@ import jax
 
 Array = jax.Array
 PyTree = Any
+Config = Any
+"""An `ml_collections.ConfigDict`, whose fields a type checker cannot know."""
 Batch = dict[str, Array]
 """`image` [B, D, H, W, P] and `label` [B, D, H, W]; see `data.pipeline`."""
 

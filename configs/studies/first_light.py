@@ -8,6 +8,7 @@ Both variants of a seed start from the same pre-trained backbone.
 from ml_collections import ConfigDict
 
 from configs import maxquery
+from configs.common import Config
 
 get_config = maxquery.get_config
 
@@ -19,9 +20,9 @@ _SCORES = {
 }
 
 
-def get_study() -> ConfigDict:
+def get_study() -> Config:
     """Returns the study."""
-    study = ConfigDict()
+    study: Config = ConfigDict()
     study.name = 'first_light'
     study.title = 'MaxQuery on PhantomCT, demo scale'
     study.base = 'demo'

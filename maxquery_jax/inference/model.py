@@ -96,7 +96,8 @@ class LoadedModel:
         if unknown or len(set(names)) < len(names):
             what = f'has no score {unknown[0]!r}' if unknown else f'was given {names} with a repeat'
             raise UserError(
-                f'the model {self.description} {what}: choose from {", ".join(self.score_names)}, all'
+                f'the model {self.description} {what}: choose from '
+                f'{", ".join(self.score_names)}, all'
             )
         return names
 

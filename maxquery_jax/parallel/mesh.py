@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,7 +30,7 @@ RULES = (
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, spatial: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = -1, fsdp: int = 1, spatial: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """Builds the mesh; one size may be -1 and takes the devices that are left.
 

@@ -14,10 +14,10 @@ def unbox(boxed: PyTree) -> PyTree:
     """Strips logical axes without adding sharding constraints (flax's own unboxing adds them)."""
 
     def strip(leaf):
-        boxed_leaf = isinstance(leaf, nn.meta.AxisMetadata)
+        boxed_leaf = isinstance(leaf, nn.LogicallyPartitioned)
         return leaf.unbox(apply_constraint=False) if boxed_leaf else leaf
 
-    return jax.tree.map(strip, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+    return jax.tree.map(strip, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
 def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
@@ -56,7 +56,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     if batch_size % (accumulate * replicas):
         raise UserError(
             f'batch_size {batch_size} must be a multiple of accumulate x data x fsdp = '
-            f'{accumulate} x {mesh.shape[DATA]} x {mesh.shape[FSDP]}; change data.batch_size or mesh'
+            f'{accumulate} x {mesh.shape[DATA]} x {mesh.shape[FSDP]}; change one of them'
         )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from maxquery_jax.data.store import Manifest
 from maxquery_jax.parallel import sharding
@@ -16,10 +15,11 @@ from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.stage import build_stage, count_flops
 from maxquery_jax.train.state import count_parameters, create_state, init_params
 from maxquery_jax.train.validate import validate
+from maxquery_jax.typing import Config
 
 
 def synthetic_manifest(
-    num_tumours: int, spacing_mm: tuple[float, float, float], num_channels: int
+    num_tumours: int, spacing_mm: tuple[float, ...], num_channels: int
 ) -> Manifest:
     """A manifest without cases: enough to build a stage for data that is not there."""
     roles = ['background', 'organ'] + ['tumour'] * num_tumours
@@ -49,7 +49,7 @@ def synthetic_manifest(
 
 
 def benchmark_step(
-    config: ConfigDict, stage_name: str, manifest: Manifest, num_steps: int
+    config: Config, stage_name: str, manifest: Manifest, num_steps: int
 ) -> dict[str, Any]:
     """Compiles the training step of a stage and takes real optimiser steps on random HU.
 

@@ -16,6 +16,9 @@ from maxquery_jax.typing import PyTree
 
 CHECKPOINT_DIR = 'checkpoints'
 
+_policies = ocp.training.save_decision_policies
+_preservation = ocp.training.preservation_policies
+
 
 @dataclasses.dataclass
 class StageCheckpoints:
@@ -31,9 +34,9 @@ class StageCheckpoints:
 
     def __post_init__(self) -> None:
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(self.keep),
+            str(self.directory.absolute()),
+            save_decision_policy=_policies.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
+            preservation_policy=_preservation.LatestN(self.keep),  # pyright: ignore[reportArgumentType]
         )
 
     def steps(self) -> list[int]:
@@ -106,7 +109,7 @@ def load_params(run_dir: str | pathlib.Path, stage: str | None = None) -> tuple[
         directory = run_dir / CHECKPOINT_DIR / name
         if not directory.is_dir():
             continue
-        with ocp.training.Checkpointer(directory.absolute()) as checkpointer:
+        with ocp.training.Checkpointer(str(directory.absolute())) as checkpointer:
             if checkpointer.latest is None:
                 continue
             step = checkpointer.latest.step
@@ -116,7 +119,7 @@ def load_params(run_dir: str | pathlib.Path, stage: str | None = None) -> tuple[
 
 def _read_params(directory: pathlib.Path) -> PyTree:
     """Parameters of one checkpoint folder as numpy arrays; optimiser state is not read."""
-    tree = ocp.metadata(directory.absolute()).metadata['params']
+    tree = ocp.metadata(str(directory.absolute())).metadata['params']
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=cpu), tree
@@ -124,7 +127,7 @@ def _read_params(directory: pathlib.Path) -> PyTree:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        loaded = ocp.load(directory.absolute(), {'params': abstract})
+        loaded = ocp.load(str(directory.absolute()), {'params': abstract})
     return jax.tree.map(np.asarray, loaded['params'])
 
 

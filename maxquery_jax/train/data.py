@@ -2,14 +2,13 @@
 
 import pathlib
 
-from ml_collections import ConfigDict
-
 from maxquery_jax.data.prepare import prepare
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
+from maxquery_jax.typing import Config
 
 
-def open_store(config: ConfigDict, workdir: pathlib.Path) -> PatchStore:
+def open_store(config: Config, workdir: pathlib.Path) -> PatchStore:
     """Opens `data.store`, or generates the phantom cohort of `data.phantom` into the run.
 
     Raises:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 import jax
-from ml_collections import ConfigDict
 
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.parallel.mesh import make_mesh
@@ -19,14 +18,14 @@ from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.stage import Stage, build_stage, count_flops, make_model
 from maxquery_jax.train.state import count_parameters, init_params
 from maxquery_jax.train.validate import validate
-from maxquery_jax.typing import PyTree
+from maxquery_jax.typing import Config, PyTree
 
 # Heads belong to one objective; the backbone must carry over whole.
 _HEADS = r'(?!backbone/)'
 
 
 def train(
-    config: ConfigDict,
+    config: Config,
     workdir: str | os.PathLike[str],
     *,
     on_log: Callable[[], None] = lambda: None,
@@ -65,7 +64,7 @@ def enable_compilation_cache(directory: pathlib.Path) -> None:
     jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 
 
-def _dry_build(config: ConfigDict) -> None:
+def _dry_build(config: Config) -> None:
     """Fails on sizes that do not fit before a phantom cohort is generated for them."""
     if config.data.phantom and not config.data.store:
         for name in config.stages:
@@ -88,7 +87,7 @@ def _run_stage(config, name: str, store: PatchStore, mesh, run, on_log) -> None:
     print(f'{name}: finished in {time.perf_counter() - started:.0f} s', flush=True)
 
 
-def _describe(config: ConfigDict, stage: Stage, store: PatchStore) -> None:
+def _describe(config: Config, stage: Stage, store: PatchStore) -> None:
     count = count_parameters(stage.boxed_params)
     flops = count_flops(config, stage, store.manifest) * config.data.batch_size
     print(
@@ -99,9 +98,7 @@ def _describe(config: ConfigDict, stage: Stage, store: PatchStore) -> None:
     )
 
 
-def _initial_params(
-    config: ConfigDict, stage: Stage, store: PatchStore, path: pathlib.Path
-) -> PyTree:
+def _initial_params(config: Config, stage: Stage, store: PatchStore, path: pathlib.Path) -> PyTree:
     shape = (1, *stage.patch_size, len(store.manifest.channels))
     initial = init_params(stage.model, shape, stream(config.seed, f'{stage.name}/init', 0))
     position = tuple(config.stages).index(stage.name)
@@ -119,7 +116,7 @@ def _initial_params(
     return merge_params(initial, loaded, only_loaded=_HEADS, only_initial=_HEADS)
 
 
-def _manifest(config: ConfigDict, store: PatchStore, mesh: dict) -> dict:
+def _manifest(config: Config, store: PatchStore, mesh: dict) -> dict:
     data = store.manifest.to_json()
     keys = ('dataset', 'spacing_mm', 'channels', 'intensity', 'labels', 'label_map', 'splits')
     return {

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from maxquery_jax.data import pipeline
 from maxquery_jax.data.store import PatchStore
@@ -22,7 +21,7 @@ from maxquery_jax.train.schedule import is_due
 from maxquery_jax.train.stage import Stage
 from maxquery_jax.train.state import TrainState, abstract_state, create_state
 from maxquery_jax.train.writers import ProgressLine
-from maxquery_jax.typing import PyTree
+from maxquery_jax.typing import Config, PyTree
 
 # Never a key of the loss terms: what a row of metrics.jsonl says besides them.
 Row = dict[str, Any]
@@ -41,7 +40,7 @@ class StageRun:
         on_log: called after rows were written (draws progress.png).
     """
 
-    config: ConfigDict
+    config: Config
     stage: Stage
     store: PatchStore
     mesh: Mesh
@@ -182,7 +181,7 @@ class StageRun:
 
     def _log(self, state, step, metrics, progress, started, data_wait) -> None:
         scalars = {name: float(value) for name, value in metrics.items()}
-        scalars['learning_rate'] = float(self.stage.schedule(step - 1))
+        scalars['learning_rate'] = float(np.asarray(self.stage.schedule(step - 1)))
         rate = progress.update(step, scalars)
         row = {
             'step': step,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from maxquery_jax.augment import policy as augment_policy
 from maxquery_jax.data.store import Manifest
@@ -21,7 +20,7 @@ from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import DATA, FSDP
 from maxquery_jax.train import state as train_state
 from maxquery_jax.train import steps
-from maxquery_jax.typing import PyTree
+from maxquery_jax.typing import Config, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Stage:
     """
 
     name: str
-    config: ConfigDict
+    config: Config
     model: nn.Module
     tx: optax.GradientTransformation
     schedule: optax.Schedule
@@ -81,7 +80,7 @@ class Stage:
 
 
 def make_model(
-    config: ConfigDict,
+    config: Config,
     objective: str,
     num_classes: int,
     spacing_mm: tuple[float, ...],
@@ -92,13 +91,13 @@ def make_model(
         config.model,
         num_classes=num_classes,
         patch_size=tuple(config.data.patch_size),
-        spacing_mm=tuple(spacing_mm),
+        spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]),
         objective=objective,
         conv_form=conv_form or config.model.conv_form,
     )
 
 
-def build_stage(config: ConfigDict, name: str, manifest: Manifest, mesh: Mesh) -> Stage:
+def build_stage(config: Config, name: str, manifest: Manifest, mesh: Mesh) -> Stage:
     """Builds stage `name` of an experiment for a data set.
 
     Args:
@@ -155,7 +154,7 @@ def build_stage(config: ConfigDict, name: str, manifest: Manifest, mesh: Mesh) -
     )
 
 
-def _make_objective(cfg: ConfigDict, model: ConfigDict, manifest: Manifest) -> steps.Objective:
+def _make_objective(cfg: Config, model: Config, manifest: Manifest) -> steps.Objective:
     loss = cfg.loss
     shared = {
         'ce_weight': loss.ce_weight,
@@ -175,7 +174,7 @@ def _make_objective(cfg: ConfigDict, model: ConfigDict, manifest: Manifest) -> s
     )
 
 
-def count_flops(config: ConfigDict, stage: Stage, manifest: Manifest) -> float:
+def count_flops(config: Config, stage: Stage, manifest: Manifest) -> float:
     """Floating-point operations of one forward and backward pass of one patch.
 
     Counted on the plain convolutions: XLA counts the body of a scan once.

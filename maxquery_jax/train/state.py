@@ -24,7 +24,7 @@ class TrainState:
         opt_state: optimiser state.
     """
 
-    step: Array
+    step: PyTree
     params: PyTree
     opt_state: PyTree
 

@@ -2,15 +2,14 @@
 
 import math
 
-from ml_collections import ConfigDict
-
 from maxquery_jax.errors import UserError
 from maxquery_jax.optim import build_optimizer
+from maxquery_jax.typing import Config
 
 OBJECTIVES = ('segmentation', 'maxquery')
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Raises UserError with one line that names the first wrong field and what it may be."""
     _require(bool(config.stages), 'stages is empty; name at least one stage')
     _require(0 <= config.seed < 2**31, f'seed must lie in 0..2**31-1, got {config.seed}')
@@ -35,7 +34,7 @@ def validate(config: ConfigDict) -> None:
     _require(0 <= drop_path < 1, f'model.decoder.drop_path must lie in [0, 1), got {drop_path}')
 
 
-def _validate_stage(name: str, stage: ConfigDict, batch_size: int) -> None:
+def _validate_stage(name: str, stage: Config, batch_size: int) -> None:
     _require(
         stage.objective in OBJECTIVES,
         f'{name}.objective {stage.objective!r} is unknown: choose from {", ".join(OBJECTIVES)}',
