@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -27,6 +28,22 @@ def run(main: Callable[[], None]) -> None:
     """
     logging.set_verbosity(logging.WARNING)
     app.run(lambda _: _guard(main), flags_parser=_parse_flags)
+
+
+def experiment(config: Any) -> Any:
+    """The value of a `--config` flag, checked.
+
+    Raises:
+        UserError: the flag is missing, or the file could not be loaded.
+    """
+    if config is None:
+        raise UserError('name an experiment with --config, e.g. --config=configs/maxquery.py:demo')
+    try:
+        config.name  # noqa: B018 - ml_collections reports a failed load at the first access
+    except OSError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f'--config={lines[2]} cannot be loaded: {lines[-1]}') from error
+    return config
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -65,7 +82,11 @@ def _guard(main: Callable[[], None]) -> None:
 
 
 def _fail(error: BaseException) -> None:
-    message = ' '.join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if 'Traceback' in text:  # ml_collections quotes the whole trace of a config that fails
+        lines = [line for line in text.splitlines() if line.strip()]
+        text = f'{lines[0].split(" Error whilst")[0].rstrip(":")}: {lines[-1]}'
+    message = ' '.join(text.split()) or type(error).__name__
     print(f'error: {message}', file=sys.stderr)
     sys.stderr.flush()
     sys.exit(EXIT_USER)

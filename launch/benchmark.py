@@ -31,17 +31,16 @@ def main() -> None:
     from maxquery_jax.train.benchmark import benchmark_step, synthetic_manifest
     from maxquery_jax.train.run_dir import write_text
 
-    if _CONFIG.value is None:
-        raise UserError('name an experiment with --config, e.g. --config=configs/maxquery.py:liver')
-    stage = _STAGE.value or _CONFIG.value.stages[-1]
-    if stage not in _CONFIG.value.stages:
-        raise UserError(f'--stage={stage} is not one of {", ".join(_CONFIG.value.stages)}')
+    config = _cli.experiment(_CONFIG.value)
+    stage = _STAGE.value or config.stages[-1]
+    if stage not in config.stages:
+        raise UserError(f'--stage={stage} is not one of {", ".join(config.stages)}')
     try:
         spacing = tuple(float(value) for value in _SPACING.value)
     except ValueError as error:
         raise UserError(f'--spacing_mm must be three numbers: {error}') from error
     manifest = synthetic_manifest(_TUMOURS.value, spacing, _CHANNELS.value)
-    figures = benchmark_step(_CONFIG.value, stage, manifest, _STEPS.value)
+    figures = benchmark_step(config, stage, manifest, _STEPS.value)
     text = json.dumps(figures, indent=1)
     print(text)
     if _JSON.value:

@@ -30,8 +30,7 @@ def main() -> None:
     from maxquery_jax.report.progress_plot import plot_progress
     from maxquery_jax.train.experiment import train
 
-    if _CONFIG.value is None:
-        raise UserError('name an experiment with --config, e.g. --config=configs/maxquery.py:demo')
+    config = _cli.experiment(_CONFIG.value)
     if not _WORKDIR.value:
         raise UserError('name a run directory with --workdir, e.g. --workdir=runs/demo')
     workdir = pathlib.Path(_WORKDIR.value)
@@ -44,7 +43,7 @@ def main() -> None:
             plot_progress(workdir / 'metrics.jsonl', workdir / 'progress.png')
             drawn = time.monotonic()
 
-    train(_CONFIG.value, workdir, on_log=on_log)
+    train(config, workdir, on_log=on_log)
     plot_progress(workdir / 'metrics.jsonl', workdir / 'progress.png')
 
 
