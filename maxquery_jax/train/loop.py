@@ -166,16 +166,17 @@ class StageRun:
             if pending:
                 self._require_finite(*pending)  # one step late, so that dispatch is never blocked
             pending = (step, metrics, host['case'])
-            saving = is_due(step, self.config.checkpoint.every_steps, total) or self._stop_signal
+            stopping = self._stop_signal  # read once: a signal may come at any line below
+            saving = is_due(step, self.config.checkpoint.every_steps, total) or stopping
             if saving or is_due(step, self.config.log.every_steps, total) or step == start + 1:
                 self._require_finite(*pending)
                 self._log(state, step, metrics, progress, started, data_wait)
             if saving:
                 self._checkpoints.save(state, step)
-            if self._stop_signal:
+            if stopping:
                 self._checkpoints.close()
                 raise UserError(
-                    f'stopped by signal {self._stop_signal} after saving step {step}; the same '
+                    f'stopped by signal {stopping} after saving step {step}; the same '
                     'command continues'
                 )
 

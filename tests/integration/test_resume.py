@@ -13,7 +13,7 @@ import pytest
 from maxquery_jax.train.checkpoint import load_params
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-KILLS = 6
+KILLS = 5
 TINY = [
     '--config=configs/maxquery.py:demo',
     '--config.data.phantom.num_train=3',
