@@ -93,11 +93,11 @@ def _direct(models, stage, hu):
     z = np.asarray(outputs.seg_logits[0], np.float64)
     softmax = np.exp(z - z.max(-1, keepdims=True))
     softmax /= softmax.sum(-1, keepdims=True)
-    scores = {'category_logit': -z.max(-1), 'category_softmax': -softmax.max(-1)}
+    scores = {'category_logit': -z.max(-1), 'category_softmax': 1 - softmax.max(-1)}
     if stage == 'finetune':
         r = np.asarray(outputs.final.query_response[0], np.float64)
         m = np.exp(r - r.max(0, keepdims=True))
-        scores |= {'query_logit': -r.max(0), 'query_softmax': -(m / m.sum(0)).max(0)}
+        scores |= {'query_logit': -r.max(0), 'query_softmax': 1 - (m / m.sum(0)).max(0)}
     return z.argmax(-1).transpose(2, 1, 0), {k: v.transpose(2, 1, 0) for k, v in scores.items()}
 
 
