@@ -23,8 +23,7 @@ from maxquery_jax.train.state import TrainState, abstract_state, create_state
 from maxquery_jax.train.writers import ProgressLine
 from maxquery_jax.typing import Config, PyTree
 
-# Never a key of the loss terms: what a row of metrics.jsonl says besides them.
-Row = dict[str, Any]
+Row = dict[str, Any]  # of metrics.jsonl
 
 
 @dataclasses.dataclass

@@ -34,7 +34,6 @@ class Stage:
         tx: optimiser.
         schedule: its learning rate by step.
         total_steps: optimiser steps.
-        frozen_steps: first steps in which the backbone does not train.
         crop_size: voxels (z, y, x) read per sample; augmentation cuts the patch out of it.
         patch_size: voxels (z, y, x) the model sees.
         boxed_params: abstract parameters with logical axes.
@@ -50,7 +49,6 @@ class Stage:
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     total_steps: int
-    frozen_steps: int
     crop_size: tuple[int, int, int]
     patch_size: tuple[int, int, int]
     boxed_params: PyTree
@@ -143,7 +141,6 @@ def build_stage(config: Config, name: str, manifest: Manifest, mesh: Mesh) -> St
         tx=tx,
         schedule=schedule,
         total_steps=cfg.epochs * cfg.steps_per_epoch,
-        frozen_steps=frozen_steps,
         crop_size=crop_size,
         patch_size=patch_size,
         boxed_params=boxed,
