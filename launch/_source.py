@@ -5,22 +5,24 @@ from typing import Any
 
 from absl import flags
 
-from maxquery_jax.data.findings import CHECKS
+from launch import _reading
 from maxquery_jax.data.labels import RoleFlags
 from maxquery_jax.data.raw import read_json, read_splits
-from maxquery_jax.data.scan import ReadOptions
-from maxquery_jax.data.sources import LAYOUTS, PairOptions
+from maxquery_jax.data.sources import PairOptions
 from maxquery_jax.data.splits import SplitOptions
+from maxquery_jax.data.taxonomy import TAXONOMIES
 
-_DATASET = flags.DEFINE_enum(
-    'dataset', 'decathlon', list(LAYOUTS), '; '.join(f'{k}: {v}' for k, v in LAYOUTS.items())
-)
+_DATASET = flags.DEFINE_string('dataset', 'decathlon', 'Data set or layout; --list shows all.')
 _SOURCE = flags.DEFINE_string('source', '', 'Folder of the raw data.')
 _IMAGES = flags.DEFINE_list(
-    'images', [], "pairs: pattern of the images, '*_ct.nii.gz'; one per channel, with commas."
+    'images', [], 'pairs: pattern of the images, *_ct.nii.gz, */dicom or *.zip; one per channel.'
 )
 _LABELS = flags.DEFINE_string('labels', '', "pairs: pattern of the label maps, '*_seg.nii.gz'.")
 _LABEL_NAMES = flags.DEFINE_string('label_names', '', 'pairs: names of the ids, 1:liver,2:tumour.')
+_SPEC = flags.DEFINE_string('spec', None, 'custom: JSON file that describes your own data.')
+_TAXONOMY = flags.DEFINE_enum(
+    'taxonomy', None, list(TAXONOMIES), 'Give every store the label table of ZePT Table 8.'
+)
 _CHANNELS = flags.DEFINE_list('channels', [], 'pairs: names of the channels.')
 _ROLES = {
     'organ': flags.DEFINE_list(
@@ -41,18 +43,12 @@ _SPLITS = flags.DEFINE_string(
 _VAL = flags.DEFINE_float('val_fraction', SplitOptions.val_fraction, 'Share of validation cases.')
 _TEST = flags.DEFINE_float('test_fraction', SplitOptions.test_fraction, 'Share of test cases.')
 _SEED = flags.DEFINE_integer('split_seed', 0, 'Seed of the division.')
-_ALLOW = flags.DEFINE_list(
-    'allow', [], f'Errors to accept, by name. A case of no use is left out. Of: {", ".join(CHECKS)}'
-)
-_NAN = flags.DEFINE_enum(
-    'nan_policy', 'error', ['error', 'fill'], 'NaN and Inf: refuse, or replace by -1024 HU.'
-)
-_ORIENTATION = flags.DEFINE_string(
-    'assume_orientation', None, 'Axes of files that hold no affine, such as LPS.'
-)
+_FOLDS = flags.DEFINE_integer('folds', None, 'Cross-validation: number of folds, such as 5.')
+_FOLD = flags.DEFINE_integer('fold', None, 'Cross-validation: the fold that validates, from 0.')
 _WORKERS = flags.DEFINE_integer(
     'workers', None, 'Processes; 0 for none, by default as many as help (at most 2).', lower_bound=0
 )
+flags.adopt_module_key_flags(_reading)
 
 
 def dataset() -> tuple[str, str]:
@@ -67,7 +63,9 @@ def options() -> dict[str, Any]:
             tuple(_IMAGES.value), _LABELS.value, _LABEL_NAMES.value, tuple(_CHANNELS.value)
         ),
         'roles': RoleFlags(**{role: tuple(flag.value) for role, flag in _ROLES.items()}),
-        'read': ReadOptions(frozenset(_ALLOW.value), _NAN.value, _ORIENTATION.value),
+        'taxonomy': _TAXONOMY.value,
+        'spec': _SPEC.value,
+        'read': _reading.options(),
         'split': _split(),
         'workers': _WORKERS.value,
     }
@@ -80,4 +78,5 @@ def _split() -> SplitOptions:
             read_json(pathlib.Path(_SPLITS.value), 'give a JSON file with the splits'),
             _SPLITS.value,
         )
-    return SplitOptions(_SPLIT.value, _VAL.value, _TEST.value, _SEED.value, given)
+    drawn = _SPLIT.value, _VAL.value, _TEST.value, _SEED.value
+    return SplitOptions(*drawn, given, _FOLDS.value, _FOLD.value)

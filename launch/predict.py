@@ -2,13 +2,15 @@
 
     python -m launch.predict --model=runs/liver --input=scan.nii.gz --output=out
     python -m launch.predict --model=runs/liver --input=folder_of_scans --output=out
+    python -m launch.predict --model=runs/liver --input=dicom_folder --output=out \\
+        --output_type=nifti,dicom_seg
     python -m launch.predict --model=runs/liver --split=test
 
 For a scan X.nii.gz the output folder receives X_seg.nii.gz (classes), X_ood.nii.gz (anomaly
 score, larger is more anomalous) and X.json (volumes, lesions, case score). With several input
 channels name the files X_0000.nii.gz, X_0001.nii.gz, ... Finished scans are skipped, so the same
 command continues after an interruption. A bad file is named, the others are still predicted, and
-the exit code is 2.
+the exit code is 2. No tag of a DICOM input reaches logs or outputs but UIDs, in X_seg.dcm only.
 """
 
 import os
@@ -16,15 +18,23 @@ import pathlib
 
 from absl import flags
 
-from launch import _cli
+from launch import _cli, _reading
 
 _MODEL = flags.DEFINE_string('model', None, 'Run directory of a training (its --workdir).')
-_INPUT = flags.DEFINE_string('input', None, 'A .nii or .nii.gz file, or a folder of them.')
+_INPUT = flags.DEFINE_string(
+    'input', None, 'A .nii or .nii.gz file, a DICOM folder or .zip, or a folder of these.'
+)
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Folder for the results; with --split the default is RUN/predictions/SPLIT.'
 )
 _SPLIT = flags.DEFINE_string(
     'split', None, 'In place of --input: a split (test, val, train) of the data it trained on.'
+)
+_OUTPUT_TYPE = flags.DEFINE_list(
+    'output_type',
+    ['nifti'],
+    'nifti (always written), dicom_seg: the mask as DICOM-SEG, for DICOM input. It keeps the UIDs '
+    'of study and images, which archives need; all other tags of patient and study are blank.',
 )
 _STAGE = flags.DEFINE_string('stage', None, 'Stage of the run; the last trained one by default.')
 _SCORES = flags.DEFINE_list(
@@ -48,15 +58,7 @@ _MAX_MEMORY_GB = flags.DEFINE_float(
 _MIN_LESION_ML = flags.DEFINE_float(
     'min_lesion_ml', 0.01, 'Tumour components below this volume are not listed in the record.'
 )
-_ALLOW = flags.DEFINE_list(
-    'allow', [], 'Findings of launch.check to accept, for instance qform_sform.'
-)
-_NAN_POLICY = flags.DEFINE_enum(
-    'nan_policy', 'error', ['error', 'fill'], 'What NaN voxels are: an error, or air.'
-)
-_ASSUME_ORIENTATION = flags.DEFINE_string(
-    'assume_orientation', None, 'Axis codes, such as LPS, of files that do not hold any.'
-)
+flags.adopt_module_key_flags(_reading)
 
 
 def main() -> None:
@@ -66,6 +68,7 @@ def main() -> None:
     from maxquery_jax.inference.predict import predict
     from maxquery_jax.train.experiment import enable_compilation_cache
 
+    reading = _reading.options()
     if not _MODEL.value:
         raise UserError('name a trained run with --model, e.g. --model=runs/demo')
     model = load_model(_MODEL.value, _STAGE.value)
@@ -84,9 +87,11 @@ def main() -> None:
         overwrite=_OVERWRITE.value,
         max_memory_gb=_MAX_MEMORY_GB.value,
         min_lesion_ml=_MIN_LESION_ML.value,
-        allow=_ALLOW.value,
-        nan_policy=_NAN_POLICY.value,
-        assume_orientation=_ASSUME_ORIENTATION.value,
+        allow=reading.allow,
+        nan_policy=reading.nan_policy,
+        assume_orientation=reading.assume_orientation,
+        series=reading.series,
+        output_types=_OUTPUT_TYPE.value,
     )
 
 

@@ -7,9 +7,11 @@
         --labels='*_seg.nii.gz' --label_names=1:right_lung,2:left_lung,3:cord,4:tumour \\
         --organ=lung=right_lung+left_lung --ignore=cord
     python -m launch.prepare --dataset=phantom --source=phantom --store=stores/phantom
+    python -m launch.prepare --dataset=kits23 --source=kits23 --store=STORE --taxonomy=zept
+    python -m launch.prepare --dataset=custom --spec=mine.json --source=DIR --store=STORE
 
-The same command continues after an interruption. Cases with an --ood label are kept for testing.
-launch.check with the same flags looks at the data without writing anything.
+--list shows all data sets. The same command continues after an interruption. Cases with an --ood
+label are kept for testing. launch.check with the same flags looks without writing anything.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import _cli, _source
+from launch import _catalogue, _cli, _source
 from maxquery_jax.data.prepare import prepare
 from maxquery_jax.errors import UserError
 
@@ -43,10 +45,13 @@ _CHECK = flags.DEFINE_bool(
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a finished store.')
 _JSON = flags.DEFINE_string('json', '', 'File for the findings of the check.')
 flags.adopt_module_key_flags(_source)
+flags.adopt_module_key_flags(_catalogue)
 
 
 def main() -> None:
     """Writes `--store` from `--source`."""
+    if _catalogue.show():
+        return
     if not _STORE.value:
         raise UserError('--store: name the folder to write, e.g. --store=stores/mine')
     prepare(

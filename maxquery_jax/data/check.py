@@ -6,11 +6,10 @@ All files are read once; the statistics that `prepare` needs are taken in the sa
 import collections
 import contextlib
 import dataclasses
-import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
+from maxquery_jax.data import volumes
 from maxquery_jax.data.findings import Issue, validate_allow
 from maxquery_jax.data.labels import LabelTable, RoleFlags
 from maxquery_jax.data.nifti_header import is_axis_code
@@ -25,8 +24,10 @@ from maxquery_jax.data.scan import (
 )
 from maxquery_jax.data.sources import PairOptions, open_source
 from maxquery_jax.data.splits import SPLITS, SplitOptions, make_splits
-from maxquery_jax.data.workers import Progress, map_cases
+from maxquery_jax.data.workers import map_cases
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import write_json
+from maxquery_jax.progress import Progress
 
 __all__ = [
     'CheckRow',
@@ -66,6 +67,8 @@ def check_dataset(
     *,
     pairs: PairOptions | None = None,
     roles: RoleFlags | None = None,
+    taxonomy: str | None = None,
+    spec: str | os.PathLike | None = None,
     read: ReadOptions | None = None,
     split: SplitOptions | None = None,
     workers: int | None = None,
@@ -74,10 +77,12 @@ def check_dataset(
     """Reads and judges every file of a raw data set.
 
     Args:
-        dataset: name of the layout, see `sources.LAYOUTS`.
+        dataset: name of the data set or layout, see `sources.DATASET_NAMES`.
         source: folder of the raw data.
         pairs: patterns of the layout 'pairs'.
         roles: which labels are organ, tumour, ood or ignored.
+        taxonomy: 'zept' for the fixed label table of `taxonomy`.
+        spec: JSON file with the specification of the data set 'custom'.
         read: how files are judged.
         split: division into train, val and test, for what must not cross it.
         workers: processes; 0 for none, None for as many as help.
@@ -89,7 +94,9 @@ def check_dataset(
     Raises:
         UserError: the data set cannot be listed at all.
     """
-    raw, table = open_source(dataset, source, pairs=pairs, roles=roles)
+    raw, table = open_source(
+        dataset, source, pairs=pairs, roles=roles, taxonomy=taxonomy, spec=spec
+    )
     survey = survey_dataset(raw, table, read=read, split=split, workers=workers, progress=progress)
     return list(survey.rows)
 
@@ -132,7 +139,7 @@ def choose_workers(dataset: RawDataset) -> int:
     for case in dataset.cases:
         for path in case.images:
             with contextlib.suppress(OSError):
-                total += (dataset.source / path).stat().st_size
+                total += volumes.count_bytes(dataset.source / path)
     return min(2, os.cpu_count() or 1) if total > _WORTH_BYTES else 0
 
 
@@ -184,14 +191,17 @@ def _divide(
             reason[case_id] = 'missing_label'
         elif ood_ids & set(table.store_counts(scan.raw_counts)):
             reason[case_id] = 'ood_in_train'
-    given = split.given if split.given is not None else dataset.splits
+    stated = None if split.folds is not None else dataset.splits
+    given = split.given if split.given is not None else stated
     if given is None:
-        return make_splits(list(scans), reason, split)
+        test = (dataset.splits or {}).get('test') or dataset.test
+        return make_splits(list(scans), reason, split, test=test)
     listed = {case_id for name in SPLITS for case_id in given.get(name, ())}
     unknown = sorted(listed - {case.case_id for case in dataset.cases})
     if unknown:
         raise UserError(f'splits name {_short(unknown)}, which the data set does not hold')
     notes = []
+    may_move = split.given is None and not dataset.is_split_binding
     left = sorted(set(scans) - listed)
     if left:
         notes.append(f'{len(left)} cases are in no split and are left out: {_short(left)}')
@@ -200,7 +210,7 @@ def _divide(
     for name in ('train', 'val'):
         for case_id in [i for i in splits[name] if i in reason]:
             issue = Issue(reason[case_id], 'error', f'listed for {name}', 'move it to test')
-            if issue.check in options.allow:
+            if issue.check in options.allow or may_move:
                 issue = dataclasses.replace(issue, severity='warning', fix='moved to test')
             rows.append(CheckRow.of(case_id, files[case_id], issue))
             splits[name].remove(case_id)
@@ -264,12 +274,4 @@ def write_rows(path: str | os.PathLike, rows: Sequence[CheckRow]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path = pathlib.Path(path)
-    text = json.dumps([dataclasses.asdict(row) for row in rows], indent=1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-        part.write_text(text + '\n', 'utf-8')
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be written ({error.strerror})') from error
+    write_json(path, [dataclasses.asdict(row) for row in rows])

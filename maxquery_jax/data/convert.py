@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maxquery_jax.data import nifti
+from maxquery_jax.data import nifti, volumes
 from maxquery_jax.data.findings import CHECKS
 from maxquery_jax.data.labels import LabelTable
 from maxquery_jax.data.orientation import Orientation, rectify
@@ -38,6 +38,8 @@ class ConvertTask:
         assume_orientation: axis codes for files without an affine.
         spacing_mm: (z, y, x) of the store.
         label_method: 'linear' or 'nearest'.
+        series: which series of a DICOM folder; None for the rule.
+        midline: index along x by which labels are split into right and left; see `CaseScan`.
     """
 
     case: RawCase
@@ -48,6 +50,8 @@ class ConvertTask:
     assume_orientation: str | None
     spacing_mm: tuple[float, float, float]
     label_method: str
+    series: str | None = None
+    midline: float | None = None
 
     @property
     def key(self) -> str:
@@ -61,6 +65,11 @@ class ConvertTask:
             'spacing_mm': self.spacing_mm,
             'label_method': self.label_method,
         }
+        if self.table.left_right:
+            rules = [dataclasses.astuple(rule) for rule in self.table.left_right]
+            decisive['left_right'] = [*rules, sorted(self.table.joint_ids.items()), self.midline]
+        if self.table.masks is not None:
+            decisive['masks'] = list(self.table.masks.items())
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
@@ -93,8 +102,9 @@ def _load_image(task: ConvertTask) -> tuple[np.ndarray, Orientation]:
     """[D, H, W, P] int16 at the store's spacing, and the orientation of the first channel."""
     stack, first = None, None
     for channel, path in enumerate(task.case.images):
-        volume = nifti.read_image(
+        volume = volumes.read_image(
             task.source / path,
+            series=task.series,
             allow=_ALL,
             nan_policy='fill',
             assume_orientation=task.assume_orientation,
@@ -116,13 +126,19 @@ def _load_image(task: ConvertTask) -> tuple[np.ndarray, Orientation]:
 def _load_label(task: ConvertTask, place: Orientation) -> np.ndarray:
     """[D, H, W] uint8 store ids on the image's grid."""
     path = task.case.label or ''
-    volume = nifti.read_label(
-        task.source / path, allow=_ALL, assume_orientation=task.assume_orientation
+    volume = volumes.read_label(
+        task.source / path,
+        masks=task.table.masks,
+        like=task.source / task.case.images[0],
+        series=task.series,
+        allow=_ALL,
+        assume_orientation=task.assume_orientation,
     )
     _check_unchanged(task, path, volume)
     raw, _ = nifti.to_canonical(volume)
     label = task.table.convert(raw)
     del volume, raw
+    task.table.split(label, place.spacing_mm, task.midline)
     if place.is_sheared:
         label = rectify(label, place, order=0, fill=0)
     # The image's spacing: the label's header may be rounded otherwise and give another shape.

@@ -42,6 +42,7 @@ __all__ = [
 
 MAX_BYTES = 64 * 2**30
 AIR_HU = -1024  # replaces NaN and Inf under nan_policy='fill'
+_MAX_PADDING = 10240  # bytes of a tape block
 _CHUNK_BYTES = 1 << 20
 _CHUNK_VOXELS = 1 << 20
 _INT32 = np.iinfo(np.int32)
@@ -131,6 +132,7 @@ def read_header(
     findings = Findings(path, validate_allow(allow))
     with open_stream(path, findings) as stream:
         header = _read_header(stream, findings, assume_orientation)
+        _check_promise(stream, header, findings)
     findings.raise_first_error()
     return header
 
@@ -180,15 +182,10 @@ def _read(path, kind, allow, nan_policy, assume_orientation, max_bytes, strict) 
         if strict:
             findings.raise_first_error()
         decoder = _Decoder(header, kind, fill=nan_policy == 'fill' or 'nonfinite' in allow)
-        _check_size(stream, header, decoder.dtype, max_bytes, findings)
+        _check_promise(stream, header, findings)
+        _check_size(header, decoder.dtype, max_bytes, findings)
         array = decoder.read(stream)
-        extra = stream.drain()
-    if extra:
-        findings.warn(
-            'trailing_bytes',
-            f'{extra:,} bytes follow the last voxel',
-            'make sure that the shape in the header is right',
-        )
+        _check_rest(*stream.drain(), header, findings)
     decoder.report(findings)
     if strict:
         findings.raise_first_error()
@@ -230,9 +227,7 @@ def _read_header(stream: Stream, findings: Findings, assume_orientation: str | N
     return header
 
 
-def _check_size(
-    stream: Stream, header: Header, dtype: np.dtype, max_bytes: int, findings: Findings
-) -> None:
+def _check_promise(stream: Stream, header: Header, findings: Findings) -> None:
     promised = header.num_voxels * header.dtype.itemsize
     if promised + header.offset > stream.size_limit:
         raise findings.fatal(
@@ -241,6 +236,9 @@ def _check_size(
             f'a file of {stream.file_size:,} bytes cannot hold them',
             COPY_AGAIN,
         )
+
+
+def _check_size(header: Header, dtype: np.dtype, max_bytes: int, findings: Findings) -> None:
     needed = header.num_voxels * dtype.itemsize
     if needed > max_bytes:
         raise findings.fatal(
@@ -248,6 +246,21 @@ def _check_size(
             f'shape {header.shape} needs {needed / 2**30:.2f} GiB, the limit is '
             f'{max_bytes / 2**30:.2f} GiB',
             'crop the scan, or use fewer workers or more memory',
+        )
+
+
+def _check_rest(size: int, is_data: bool, header: Header, findings: Findings) -> None:
+    """A few zeros after the voxels are padding; anything else may be voxels of another shape."""
+    if is_data or size > _MAX_PADDING:
+        findings.error(
+            'trailing_bytes',
+            f'{size:,} bytes follow the last voxel of shape {header.shape}',
+            'the shape in the header is wrong: export again; if it is right, '
+            '--allow=trailing_bytes',
+        )
+    elif size:
+        findings.warn(
+            'trailing_bytes', f'{size:,} zero bytes follow the last voxel', 'nothing to do'
         )
 
 

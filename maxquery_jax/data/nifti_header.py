@@ -19,6 +19,7 @@ HEADER_BYTES = {348: 1, 540: 2}  # sizeof_hdr to NIfTI version
 AFFINE_TOLERANCE_MM = 1e-3
 _QUATERNION_TOLERANCE = 5e-7  # float32 rounding of a stored quaternion, largest near 180 degrees
 _SPACING_MM = (0.05, 50.0)
+_SLOPES = (1e-12, 1e12)  # beyond, all voxels collapse to one value or overflow
 _DTYPES = {
     2: 'u1',
     4: 'i2',
@@ -198,7 +199,8 @@ def _scaling(raw: nib.Nifti1Header, findings: Findings) -> tuple[float, float] |
     slope, inter = float(raw['scl_slope']), float(raw['scl_inter'])
     if slope == 0 or np.isnan(slope):  # the standard's "no scaling", and nibabel's
         return None
-    if not (np.isfinite(slope) and np.isfinite(inter)):
+    low, high = _SLOPES
+    if not (low < abs(slope) < high and np.isfinite(inter)):
         raise findings.fatal(
             'scaling',
             f'scl_slope {slope:g}, scl_inter {inter:g}',

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pathlib
+import stat
 import zlib
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from maxquery_jax.data.nifti_header import show
 
 COPY_AGAIN = 'copy or download the file again'
 _CHUNK_BYTES = 1 << 20
+_MAX_REST = 64 * 2**20  # bytes after the last voxel
 _DEFLATE_RATIO = 1032  # no deflate stream expands further
 
 
@@ -60,10 +62,27 @@ class Stream:
         target = bytearray(size)
         return bytes(target[: self.readinto(memoryview(target))])
 
-    def drain(self) -> int:
-        """Reads to the end, which checks the checksum; returns the number of bytes left."""
-        extra, self._pending = len(self._pending), memoryview(b'')
-        return extra + sum(len(chunk) for chunk in self._chunks)
+    def drain(self) -> tuple[int, bool]:
+        """Reads to the end, which checks the checksum.
+
+        Returns:
+            Number of bytes left, and whether one of them is not zero.
+
+        Raises:
+            FileError: they are damaged, or too many to be padding.
+        """
+        left, is_data = len(self._pending), _holds_data(self._pending)
+        self._pending = memoryview(b'')
+        for chunk in self._chunks:
+            left += len(chunk)
+            is_data = is_data or _holds_data(chunk)
+            if left > _MAX_REST:  # a small file can decompress to terabytes
+                raise self.findings.fatal(
+                    'trailing_bytes',
+                    f'over {_MAX_REST:,} bytes follow the last voxel',
+                    'the shape in the header is wrong, or the file is no scan: export it again',
+                )
+        return left, is_data
 
     def _raw(self) -> Iterator[bytes]:
         try:
@@ -105,6 +124,10 @@ class Stream:
             )
 
 
+def _holds_data(piece: bytes | memoryview) -> bool:
+    return bool(bytes(piece).strip(b'\0'))
+
+
 def open_stream(path: str | os.PathLike, findings: Findings) -> Stream:
     """Opens a file by its name and first bytes.
 
@@ -115,6 +138,8 @@ def open_stream(path: str | os.PathLike, findings: Findings) -> Stream:
     try:
         if path.is_dir():
             raise findings.fatal('unreadable', 'is a folder', 'give a .nii or .nii.gz file')
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for ever
+            raise findings.fatal('unreadable', 'is a pipe or a device', 'give a real file')
         file = path.open('rb')
     except FileNotFoundError:
         raise findings.fatal('missing_file', 'does not exist', 'check the path') from None

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import replacing
 
 _SLAB_VOXELS = 1 << 22
 _LEVEL = 4  # masks compress well at any level; maps of half-precision noise at none
@@ -52,7 +53,7 @@ def write_voxels(
     stored = np.dtype('float32' if is_half else dtype).newbyteorder('<')
     _check_values(array, np.dtype(dtype))
     raw = _output_header(header, array.shape, stored)
-    with _replacing(path) as file, _maybe_gzip(path, file) as stream:
+    with replacing(path) as file, _maybe_gzip(path, file) as stream:
         stream.write(raw.binaryblock)
         stream.write(b'\0' * (int(raw['vox_offset']) - len(raw.binaryblock)))
         for slab in _slabs(array):
@@ -121,17 +122,3 @@ def _maybe_gzip(path: pathlib.Path, file: BinaryIO) -> Iterator[BinaryIO]:
         return
     with gzip.GzipFile('', 'wb', _LEVEL, file, mtime=0) as stream:  # no name, no time
         yield stream  # type: ignore[misc]
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` when, and only when, the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with part.open('wb') as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -6,8 +6,10 @@ rows h * b to (h + 1) * b of each global batch, b = batch_size / n, in that orde
 """
 
 import dataclasses
+import functools
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -22,7 +24,17 @@ from maxquery_jax.data.sampling import (
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
 
-_SHUFFLE, _CROP, _FORCED = range(3)  # names of the random streams
+_SHUFFLE, _CROP, _FORCED, _DEFORMED = range(4)  # names of the random streams
+_ENDLESS = 2**40  # steps
+
+# What stores trained on together must agree on, and what decides it.
+_SHARED = {
+    'labels': 'the same label table',
+    'spacing_mm': 'the same --spacing',
+    'contains': 'the same label table',
+    'channels': 'the same phases in the same order',
+    'intensity': 'the same --window, as statistics differ between data sets',
+}
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -83,6 +95,7 @@ def build_batches(
     split: str = 'train',
     crop_size: Sequence[int],
     patch_size: Sequence[int] | None = None,
+    deform_rate: float = 1.0,
     batch_size: int,
     seed: int,
     start_step: int = 0,
@@ -108,6 +121,9 @@ def build_batches(
         crop_size: (D, H, W) to read, see `augment.policy.crop_size`.
         patch_size: (D, H, W) that augmentation keeps of a crop; the region that is kept inside the
             volume and around forced foreground. None means the crop.
+        deform_rate: share of the samples that augmentation may deform. Of the others only the patch
+            in the middle of the crop is read, which is several times cheaper; around it there are
+            zeros. 1 reads every crop whole.
         batch_size: samples per step over all hosts.
         seed: of cases and positions.
         start_step: first step to return.
@@ -122,14 +138,16 @@ def build_batches(
 
     Returns:
         Iterator of `{'image': int16 [b, *crop, P] HU, 'label': uint8 [b, *crop], 'case': int32
-        [b]}` with b = batch_size / shard_count rows.
+        [b]}` with b = batch_size / shard_count rows. If any store does not annotate all of the K
+        known classes there is also `'class_mask'`, bool [b, K], True for those of the row's store;
+        and with a `deform_rate` below 1 `'deformed'`, bool [b].
 
     Raises:
         UserError: on stores that do not fit together, an empty split or impossible sizes; while
             iterating, if a case cannot be read or a worker process dies.
     """
     stores = tuple(stores)
-    _check_stores(stores, split)
+    check_stores(stores, split)
     if batch_size < 1 or batch_size % shard_count:
         raise UserError(
             f'batch_size {batch_size} does not divide over {shard_count} hosts; make it a multiple'
@@ -145,12 +163,14 @@ def build_batches(
         classes=tuple(oversampled_classes(store, oversample_roles) for store in stores),
         crop_size=crop,
         patch_size=crop if patch_size is None else tuple(patch_size),
+        deform_rate=deform_rate,
+        masks=class_masks(stores) if is_partial(stores) else None,
         batch_size=batch_size,
         oversample_rate=oversample_rate,
         seed=seed,
     )
     plan = _Plan(
-        rows=_draw_cases(stores, split, weights, seed),
+        order=_Order(tuple(len(store.case_ids(split)) for store in stores), weights, seed),
         reader=reader,
         shard=(shard_index, shard_count),
         num_workers=num_workers,
@@ -161,7 +181,22 @@ def build_batches(
     return Batches(plan, [prefixes[k] + case for k, case in cases], start_step)
 
 
-def _check_stores(stores: Sequence[PatchStore], split: str) -> None:
+def class_masks(stores: Sequence[PatchStore]) -> tuple[np.ndarray, ...]:
+    """Per store a bool [K]: which known classes it annotates; background always counts as such."""
+    masks = []
+    for store in stores:
+        annotated = {*store.manifest.annotated, store.manifest.class_names[0]}
+        masks.append(np.array([name in annotated for name in store.manifest.class_names]))
+    return tuple(masks)
+
+
+def is_partial(stores: Sequence[PatchStore]) -> bool:
+    """Whether some store does not annotate every known class, so that batches need a mask."""
+    return not all(mask.all() for mask in class_masks(stores))
+
+
+def check_stores(stores: Sequence[PatchStore], split: str) -> None:
+    """Raises UserError unless the stores have cases of a split and fit together."""
     if not stores:
         raise UserError('no patch store given; set at least one')
     first = stores[0]
@@ -170,56 +205,88 @@ def _check_stores(stores: Sequence[PatchStore], split: str) -> None:
             raise UserError(
                 f'store {store.location}: split {split!r} is empty; prepare it with other splits'
             )
-        for name in ('labels', 'spacing_mm', 'channels'):
+        for name, fix in _SHARED.items():
             if getattr(store.manifest, name) != getattr(first.manifest, name):
                 raise UserError(
                     f'store {store.location}: its {name} differ from those of {first.location}; '
-                    'prepare both alike to train on them together'
+                    f'prepare both alike to train on them together ({fix})'
                 )
 
 
-def _weights(sizes: Sequence[int], mix: Sequence[float] | None) -> list[float]:
+def _weights(sizes: Sequence[int], mix: Sequence[float] | None) -> tuple[float, ...]:
     weights = [float(size) for size in sizes] if mix is None else [float(w) for w in mix]
     if len(weights) != len(sizes) or not all(w > 0 for w in weights):
         raise UserError(
             f'mix {list(mix or ())} must hold one positive weight for each of {len(sizes)} stores'
         )
-    return [w / sum(weights) for w in weights]
+    return tuple(w / sum(weights) for w in weights)
 
 
-def _draw_cases(stores, split, weights, seed) -> grain.MapDataset:
-    """Endless dataset: global row to index of a case."""
-    parts, offset = [], 0
-    for k, store in enumerate(stores):
-        count = len(store.case_ids(split))
-        state = np.random.SeedSequence([seed, _SHUFFLE, k]).generate_state(1)
-        part = grain.MapDataset.range(offset, offset + count).shuffle(seed=int(state[0]))
-        parts.append(part.repeat(None))
-        offset += count
-    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+@functools.lru_cache(maxsize=64)
+def _shuffled(seed: int, store: int, epoch: int, count: int) -> np.ndarray:
+    """Order of a store's cases in an epoch."""
+    return np.random.default_rng([seed, _SHUFFLE, store, epoch]).permutation(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """Which case each global row shows.
+
+    Not Grain's own shuffle, which needs milliseconds per row in a store of a few cases.
+
+    Attributes:
+        counts: cases per store; they are numbered store after store.
+        weights: share of the rows per store.
+        seed: of the order.
+    """
+
+    counts: tuple[int, ...]
+    weights: tuple[float, ...]
+    seed: int
+
+    def cases(self, rows: Iterable[int]) -> list[int]:
+        """Index of the case of each row; any row at once."""
+        mixture = self._mixture
+        found = []
+        for row in rows:
+            store, visit = (0, row) if mixture is None else mixture[row]
+            epoch, position = divmod(visit, self.counts[store])
+            order = _shuffled(self.seed, store, epoch, self.counts[store])
+            found.append(sum(self.counts[:store]) + int(order[position]))
+        return found
+
+    @functools.cached_property
+    def _mixture(self) -> Any:
+        """Row to (store, how many rows of that store came before), evenly over time."""
+        if len(self.counts) == 1:
+            return None
+        parts = [
+            grain.MapDataset.range(_ENDLESS).map(functools.partial(_pair, k))
+            for k in range(len(self.counts))
+        ]
+        return grain.MapDataset.mix(parts, self.weights)
+
+
+def _pair(store: int, visit: int) -> tuple[int, int]:
+    return store, visit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """How rows become this host's batches."""
+    """How steps become this host's batches."""
 
-    rows: grain.MapDataset
+    order: _Order
     reader: '_CropReader'
     shard: tuple[int, int]
     num_workers: int
     num_threads: int
     prefetch: int
 
-    @property
-    def local_rows(self) -> int:
-        return self.reader.batch_size // self.shard[1]
-
     def iterable(self, start_step: int) -> grain.IterDataset:
-        # Batching comes before the shard slice, so that a host gets neighbouring rows, and both
-        # come before any worker exists, so that workers only share out whole batches.
-        index, count = self.shard
-        batches = self.rows.map_with_index(self.reader).batch(self.local_rows, drop_remainder=True)
-        dataset = batches[index::count][start_step:].to_iter_dataset(
+        # An element is a whole batch, so that workers only share out batches. It is read in one go:
+        # its reads overlap, straight into the arrays that are handed on.
+        batches = grain.MapDataset.range(start_step, _ENDLESS).map(self)
+        dataset = batches.to_iter_dataset(
             grain.ReadOptions(
                 num_threads=min(self.num_threads, self.prefetch),  # more could never run at once
                 prefetch_buffer_size=self.prefetch,
@@ -230,37 +297,77 @@ class _Plan:
             dataset = dataset.mp_prefetch(options)
         return dataset
 
+    def __call__(self, step: int) -> Mapping[str, np.ndarray]:
+        """This host's batch of a step: neighbouring rows of the global one."""
+        return self.reader.read_batch(self._first_row(step), self.cases_of(step))
+
     def cases_of(self, step: int) -> list[int]:
         """Indices of the cases of this host's batch, without reading them."""
-        first = step * self.reader.batch_size + self.shard[0] * self.local_rows
-        return [int(self.rows[row]) for row in range(first, first + self.local_rows)]  # type: ignore
+        first = self._first_row(step)
+        count = self.reader.batch_size // self.shard[1]
+        return self.order.cases(range(first, first + count))
+
+    def _first_row(self, step: int) -> int:
+        index, count = self.shard
+        return step * self.reader.batch_size + index * (self.reader.batch_size // count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _CropReader:
-    """Reads the crop of a global row; see `build_batches` for the fields."""
+    """Reads the crops of global rows; see `build_batches` for the fields."""
 
     stores: tuple[PatchStore, ...]
     cases: tuple[tuple[int, str], ...]
     classes: tuple[tuple[int, ...], ...]
     crop_size: tuple[int, ...]
     patch_size: tuple[int, ...]
+    deform_rate: float
+    masks: tuple[np.ndarray, ...] | None
     batch_size: int
     oversample_rate: float
     seed: int
 
-    def __call__(self, row: int, index: int) -> Mapping[str, np.ndarray]:
-        k, case_id = self.cases[index]
-        store = self.stores[k]
+    def read_batch(self, first_row: int, indices: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """Batch of the rows from `first_row` on, which show the cases `indices`."""
+        channels = len(self.stores[0].manifest.channels)
+        shape = (len(indices), *self.crop_size)
+        batch = {
+            'image': np.zeros((*shape, channels), np.int16),
+            'label': np.zeros(shape, np.uint8),
+            'case': np.array(indices, np.int32),
+        }
+        rows = range(first_row, first_row + len(indices))
+        if self.masks is not None:
+            batch['class_mask'] = np.stack([self.masks[self.cases[i][0]] for i in indices])
+        if self.deform_rate < 1:
+            batch['deformed'] = np.array([self._is_deformed(row) for row in rows])
+        crop, patch = np.array(self.crop_size), np.array(self.patch_size)
+        waits = []
+        for i, (row, index) in enumerate(zip(rows, indices, strict=True)):
+            k, case_id = self.cases[index]
+            whole = 'deformed' not in batch or batch['deformed'][i]
+            offset, size = (0 * crop, crop) if whole else ((crop - patch) // 2, patch)
+            start = self._draw_start(row, self.stores[k], case_id, self.classes[k]) + offset
+            box = (i, *(slice(a, a + n) for a, n in zip(offset, size, strict=True)))
+            arrays = batch['image'][box], batch['label'][box]
+            waits.append(self.stores[k].start_crop(case_id, start, *arrays))
+        for wait in waits:
+            wait()
+        return batch
+
+    def _draw_start(self, row: int, store: PatchStore, case_id: str, classes) -> np.ndarray:
+        """First voxel of a row's crop."""
         rng = np.random.default_rng([self.seed, _CROP, row])
         coords = None
         position = self._position_in_batch(row)
         if is_forced_foreground(position, self.batch_size, self.oversample_rate, rng):
-            coords = draw_foreground(store, case_id, self.classes[k], rng)
+            coords = draw_foreground(store, case_id, classes, rng)
         shape = store.shape(case_id)
-        start = sample_box(shape, self.crop_size, rng, coords, patch_size=self.patch_size)
-        image, label = store.read_crop(case_id, start, self.crop_size)
-        return {'image': image, 'label': label, 'case': np.asarray(index, np.int32)}
+        return np.array(sample_box(shape, self.crop_size, rng, coords, patch_size=self.patch_size))
+
+    def _is_deformed(self, row: int) -> bool:
+        rng = np.random.default_rng([self.seed, _DEFORMED, row])
+        return bool(rng.random() < self.deform_rate)
 
     def _position_in_batch(self, row: int) -> int:
         step, position = divmod(row, self.batch_size)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maxquery_jax.data import volumes
 from maxquery_jax.data.check import (
     Survey,
     choose_workers,
@@ -24,7 +25,7 @@ from maxquery_jax.data.check import (
     write_rows,
 )
 from maxquery_jax.data.convert import RULES_VERSION, ConvertTask, convert_case, is_converted
-from maxquery_jax.data.findings import CHECKS
+from maxquery_jax.data.findings import CHECKS, FileError
 from maxquery_jax.data.labels import LabelTable, RoleFlags
 from maxquery_jax.data.preprocess import (
     Histogram,
@@ -32,14 +33,17 @@ from maxquery_jax.data.preprocess import (
     intensity_of_window,
     target_spacing,
 )
-from maxquery_jax.data.raw import RawCase, RawDataset, hash_file
+from maxquery_jax.data.raw import RawCase, RawDataset
 from maxquery_jax.data.scan import CaseScan, ReadOptions
 from maxquery_jax.data.sources import PairOptions, open_source, write_phantom
 from maxquery_jax.data.splits import SplitOptions
 from maxquery_jax.data.store import Manifest, StoreWriter
 from maxquery_jax.data.store_format import kvstore_spec, local_folder, open_kvstore, read_key
-from maxquery_jax.data.workers import Progress, map_cases
+from maxquery_jax.data.workers import map_cases
 from maxquery_jax.errors import UserError
+from maxquery_jax.progress import Progress
+
+_NEW = ('folds', 'fold')  # settings that the first release did not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,8 @@ def prepare(
     *,
     pairs: PairOptions | None = None,
     roles: RoleFlags | None = None,
+    taxonomy: str | None = None,
+    spec: str | os.PathLike | None = None,
     phantom: Mapping[str, Any] | None = None,
     spacing_mm: Sequence[float] | None = None,
     window_hu: Sequence[float] | None = None,
@@ -81,11 +87,13 @@ def prepare(
     """Writes a patch store from a raw data set.
 
     Args:
-        dataset: name of the layout, see `sources.LAYOUTS`.
+        dataset: name of the data set or layout, see `sources.DATASET_NAMES`.
         source: folder of the raw data.
         store: folder or URL (`gs://...`) of the store.
         pairs: patterns of the layout 'pairs'.
         roles: which labels are organ, tumour, ood or ignored.
+        taxonomy: 'zept' for the fixed label table of `taxonomy`.
+        spec: JSON file with the specification of the data set 'custom'.
         phantom: fields of `phantom.CohortSpec`, for a cohort that is yet to be written.
         spacing_mm: (z, y, x); None for nnU-Net's choice from the training cases.
         window_hu: (lower, upper) of a fixed intensity window; None for the 0.5 and 99.5
@@ -115,7 +123,9 @@ def prepare(
         write_phantom(source, phantom or {}, workers=workers, progress=progress)
     elif phantom:
         raise UserError(f'--phantom belongs to --dataset=phantom, not {dataset}')
-    raw, table = open_source(dataset, source, pairs=pairs, roles=roles)
+    raw, table = open_source(
+        dataset, source, pairs=pairs, roles=roles, taxonomy=taxonomy, spec=spec
+    )
     workers = choose_workers(raw) if workers is None else workers
     settings = _settings(raw, table, read, split, options)
     existing = _existing_manifest(store)
@@ -130,8 +140,13 @@ def prepare(
     spacing = _choose_spacing(survey, options)
     chosen = {case_id for ids in survey.splits.values() for case_id in ids}
     cases = [case for case in raw.cases if case.case_id in chosen]
-    shared = store, raw.source, table, read.assume_orientation, spacing, label_method
-    tasks = [ConvertTask(case, survey.scans[case.case_id].sha256, *shared) for case in cases]
+    how = read.assume_orientation, spacing, label_method, read.series
+    shared = store, raw.source, table, *how
+    scans = [survey.scans[case.case_id] for case in cases]
+    tasks = [
+        ConvertTask(case, scan.sha256, *shared, midline=scan.midline)
+        for case, scan in zip(cases, scans, strict=True)
+    ]
     writer = StoreWriter(store)
     _write(writer, tasks, workers, progress, log)
     records = {case.case_id: writer.attributes(case.case_id) or {} for case in cases}
@@ -177,14 +192,24 @@ def _settings(
         'labels': table.labels,
         'label_map': {str(raw): store_id for raw, store_id in table.label_map.items()},
         'annotated': dataset.annotated,
-        'split': dataclasses.asdict(split),
+        'split': _known(split),
         'dataset_splits': dataset.splits,
+        'dataset_test': dataset.test or None,
+        'left_right': [dataclasses.astuple(rule) for rule in table.left_right] or None,
+        'contains': table.contains or None,
+        'masks': None if table.masks is None else list(table.masks.items()),
         'store': dataclasses.asdict(options),
         'allow': sorted(read.allow),
         'nan_policy': read.nan_policy,
         'assume_orientation': read.assume_orientation,
+        'series': read.series,
     }
     return json.loads(json.dumps(settings))  # tuples to lists, as a manifest gives them back
+
+
+def _known(split: SplitOptions) -> dict[str, Any]:
+    items = dataclasses.asdict(split).items()
+    return {name: value for name, value in items if name not in _NEW or value is not None}
 
 
 def _existing_manifest(store: str) -> Manifest | None:
@@ -210,11 +235,12 @@ def _keep(
             f'store {store}: exists and was prepared with other settings ({", ".join(changed)}); '
             'choose another --store or replace it with --overwrite'
         )
+    series = settings['series']
     for case_id, case in existing.cases.items():
         for path, digest in case['sha256'].items():
             try:
-                is_same = hash_file(dataset.source / path) == digest
-            except OSError:
+                is_same = volumes.hash_input(dataset.source / path, series=series) == digest
+            except (OSError, FileError):
                 is_same = False
             if not is_same:
                 raise UserError(
@@ -284,22 +310,18 @@ def _manifest(
     records: dict[str, dict[str, Any]],
 ) -> Manifest:
     statistics, intensity = _intensity(survey, options, len(dataset.channels))
-    names = {str(label['name']) for label in table.labels}
-    ids = {
-        name: store_id
-        for raw, name in dataset.raw_labels.items()
-        if (store_id := table.label_map[raw])
-    }
-    stated = dataset.raw_labels.values() if dataset.annotated is None else dataset.annotated
-    annotated = {str(table.labels[ids[name]]['name']) for name in stated if name in ids}
     return Manifest(
         dataset=dataset.name,
         spacing_mm=spacing_mm,
         channels=dataset.channels,
         intensity=intensity,
         labels=table.labels,
-        label_map={str(raw): store_id for raw, store_id in table.label_map.items()},
-        annotated=tuple(sorted(annotated & names)),
+        label_map={
+            str(raw): store_id
+            for raw, store_id in table.label_map.items()
+            if raw not in table.joint_ids
+        },
+        annotated=_annotated(dataset, table),
         splits=survey.splits,
         cases={
             case.case_id: {
@@ -308,12 +330,31 @@ def _manifest(
                 'source': {'image': list(case.images), 'label': case.label},
                 'sha256': dict(survey.scans[case.case_id].sha256),
                 'voxels': records[case.case_id]['voxels'],
+                **_midline(survey.scans[case.case_id]),
             }
             for case in cases
         },
         source=str(dataset.source),
         fingerprint={'settings': settings, **statistics},
+        contains=table.contains,
+        left_right=tuple(
+            {'raw': raw, **dataclasses.asdict(rule), 'inside': list(rule.inside)}
+            for raw, rule in zip(table.joint_ids, table.left_right, strict=True)
+        ),
+        masks=table.masks,
     )
+
+
+def _annotated(dataset: RawDataset, table: LabelTable) -> tuple[str, ...]:
+    """Classes all of whose labels are annotated."""
+    stated = set(table.ids) if dataset.annotated is None else set(dataset.annotated)
+    partial = {store_id for name, store_id in table.ids.items() if name not in stated}
+    whole = {table.ids[name] for name in stated & set(table.ids)} - partial - {0}
+    return tuple(sorted(str(table.labels[store_id]['name']) for store_id in whole))
+
+
+def _midline(scan: CaseScan) -> dict[str, float]:
+    return {} if scan.midline is None else {'midline': scan.midline}
 
 
 def _intensity(

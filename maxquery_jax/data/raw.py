@@ -42,6 +42,14 @@ class RawDataset:
         roles: label name to role, where the data set states it.
         annotated: names of the labels that were annotated; None for all.
         splits: split name to case ids, where the data set states it.
+        test: ids of the data set's own test cases; the others are divided unless `splits` says how.
+        is_split_binding: whether a case that must not train is an error if `splits` says it does;
+            otherwise it moves to test.
+        contains: label of a tumour to that of the organ it lies in.
+        left_right: raw id that joins both sides of an organ to the labels of right and left.
+        to_taxonomy: label to concept of the taxonomy, None for what is not in it; others go by
+            their names.
+        masks: name of a mask to raw id in painting order, where labels are folders of masks.
         problems: (case, file, issue) seen while listing the files.
         notes: lines for the user.
     """
@@ -54,6 +62,12 @@ class RawDataset:
     roles: Mapping[str, str] | None = None
     annotated: tuple[str, ...] | None = None
     splits: Mapping[str, tuple[str, ...]] | None = None
+    test: tuple[str, ...] = ()
+    is_split_binding: bool = True
+    contains: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_right: Mapping[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    to_taxonomy: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    masks: Mapping[str, int] | None = None
     problems: tuple[tuple[str, str, Issue], ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from maxquery_jax.data import nifti
+from maxquery_jax.data import nifti, volumes
 from maxquery_jax.data.findings import FileError, Issue
+from maxquery_jax.data.hounsfield import INT16, judge_values
 from maxquery_jax.data.labels import LabelTable, count_ids
+from maxquery_jax.data.left_right import body_midline
 from maxquery_jax.data.nifti_header import corner_distance
 from maxquery_jax.data.orientation import Orientation
 from maxquery_jax.data.preprocess import Histogram
 from maxquery_jax.data.raw import RawCase, leaves_folder
 
-INT16 = np.iinfo(np.int16)
 _SAME_PLACE = 0.05  # voxels: files of a case may differ by the rounding of their headers
 _MAX_ANISOTROPY = 10
-_NARROW_HU = 64  # a fractional range below this is no CT
 _SLAB = 16
 
 
@@ -51,12 +51,14 @@ class ReadOptions:
         nan_policy: 'error' or 'fill'.
         assume_orientation: axis codes for files without an affine.
         max_bytes: largest array to read.
+        series: which series of a DICOM folder, see `dicom.series`; None for the rule.
     """
 
     allow: frozenset[str] = frozenset()
     nan_policy: str = 'error'
     assume_orientation: str | None = None
     max_bytes: int = nifti.MAX_BYTES
+    series: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ class CaseScan:
         sha256: relative path to hash, of the files read to the end.
         voxel_hash: equal for equal images, however they are stored.
         raw_counts: voxels per id of the label file; None without one.
+        midline: index of the body's midline along x, where a label was split into sides by it.
         foreground: per channel, HU inside labelled voxels.
         everything: per channel, HU of all voxels.
     """
@@ -98,6 +101,7 @@ class CaseScan:
     raw_counts: Mapping[int, int] | None = None
     foreground: tuple[Histogram, ...] = ()
     everything: tuple[Histogram, ...] = ()
+    midline: float | None = None
 
 
 def scan_case(task: ScanTask) -> CaseScan:
@@ -119,7 +123,7 @@ class _Scanner:
         label, raw_counts, native = None, None, {}
         hasher = hashlib.blake2b(digest_size=16)
         everything, foreground = [], []
-        label_place = None
+        label_place, midline = None, None
         if self._case.label is None:
             self._error(
                 '',
@@ -130,13 +134,15 @@ class _Scanner:
         else:
             label, raw_counts, label_place = self._read_label(self._case.label)
         for path in self._case.images:
-            volume = self._read(path, nifti.read_image)
+            volume = self._read(path, volumes.read_image, nan_policy=self._options.nan_policy)
             if volume is None:
                 continue
             image, place = nifti.to_canonical(volume)
             native = native or _native(volume.header)
             self._check_image(path, volume, place)
             fits = self._check_place(path, place)
+            if midline is None and label is not None and label.shape == image.shape:
+                midline = self._split_sides(label, image, place)
             mask = label if fits and label is not None and label.shape == image.shape else None
             every, inside = _histograms(image, mask, hasher)
             everything.append(every)
@@ -156,6 +162,7 @@ class _Scanner:
             raw_counts,
             tuple(foreground),
             tuple(everything),
+            midline,
         )
 
     def _error(
@@ -173,14 +180,14 @@ class _Scanner:
         issue = Issue(check, 'warning', value, fix)
         self._rows.append(CheckRow.of(self._case.case_id, path, issue))
 
-    def _read(self, path: str, reader) -> nifti.Volume | None:
+    def _read(self, path: str, reader, **kwargs) -> nifti.Volume | None:
         if leaves_folder(path):  # reported once for the data set
             self._is_usable = False
             return None
-        kwargs = {'nan_policy': self._options.nan_policy} if reader is nifti.read_image else {}
         try:
             volume = reader(
                 self._task.source / path,
+                series=self._options.series,
                 allow=self._options.allow,
                 strict=False,
                 assume_orientation=self._options.assume_orientation,
@@ -196,7 +203,9 @@ class _Scanner:
         return volume
 
     def _read_label(self, path: str):
-        volume = self._read(path, nifti.read_label)
+        like = self._task.source / self._case.images[0]
+        masks = self._task.table.masks
+        volume = self._read(path, volumes.read_label, masks=masks, like=like)
         if volume is None:
             return None, None, None
         array, place = nifti.to_canonical(volume)
@@ -221,6 +230,18 @@ class _Scanner:
                 'nothing to do if nothing is there; its metrics are undefined',
             )
         return self._task.table.convert(array), counts, place
+
+    def _split_sides(
+        self, label: np.ndarray, image: np.ndarray, place: Orientation
+    ) -> float | None:
+        """Splits labels that join right and left, in place; the midline it was done by."""
+        if not self._task.table.left_right:
+            return None
+        midline = body_midline(image)
+        for issue in self._task.table.split(label, place.spacing_mm, midline):
+            tell = self._error if issue.severity == 'error' else self._warn
+            tell(self._case.label or '', issue.check, issue.value, issue.fix)
+        return midline
 
     def _check_place(self, path: str, place: Orientation) -> bool:
         """Compares with the case's first file; also True where a difference is allowed."""
@@ -248,43 +269,9 @@ class _Scanner:
         return True
 
     def _check_image(self, path: str, volume: nifti.Volume, place: Orientation) -> None:
-        low, high = volume.minimum, volume.maximum
-        span = f'{low:.6g} to {high:.6g}'
-        if low < INT16.min or high > INT16.max:
-            self._error(
-                path,
-                'value_range',
-                f'{span}, beyond 16 bits',
-                'check the rescale slope; --allow=value_range clips',
-            )
-        elif volume.is_fractional and high - low < _NARROW_HU:
-            self._error(
-                path,
-                'normalised',
-                f'fractions in {span}',
-                'give the original HU; normalised values do not survive rounding',
-            )
-        elif low >= 0 and high <= 255:
-            self._warn(
-                path,
-                'hu_suspicious',
-                f'{span}: looks like 8-bit grey values',
-                'give the original HU if you have them',
-            )
-        elif low >= 0:
-            self._warn(
-                path,
-                'hu_suspicious',
-                f'{span}: no negative value',
-                'air is -1000 HU: subtract the offset (often 1024) if it is missing',
-            )
-        elif high > 4000:
-            self._warn(
-                path,
-                'hu_suspicious',
-                f'{span}: above 4000',
-                'metal, or a wrong rescale slope; values are clipped for training',
-            )
+        for issue in judge_values(volume.minimum, volume.maximum, volume.is_fractional):
+            tell = self._error if issue.severity == 'error' else self._warn
+            tell(path, issue.check, issue.value, issue.fix)
         ratio = max(place.spacing_mm) / min(place.spacing_mm)
         if ratio > _MAX_ANISOTROPY:
             edges = ' x '.join(f'{edge:.3g}' for edge in place.spacing_mm)

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,14 @@ from maxquery_jax.data.store_format import (
 )
 from maxquery_jax.data.store_manifest import Manifest
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import write_bytes
 
 __all__ = ['AIR_HU', 'MAX_FOREGROUND', 'Manifest', 'PatchStore', 'StoreWriter', 'kvstore_spec']
 
 AIR_HU = -1024  # what a read outside the volume returns
 
-_CACHE_BYTES = 2**27
+_REMOTE_CACHE_BYTES = 2**27
+_PART = '.manifest.json.'  # begins the temporary name of the manifest
 _CACHED_FOREGROUNDS = 512  # times at most 120 kB
 
 
@@ -76,7 +78,9 @@ class StoreWriter:
             )
         self._folder = local_folder(self._spec)
         if self._folder is not None:
-            foreign = self._folder.is_dir() and {p.name for p in self._folder.iterdir()} - {'cases'}
+            names = {p.name for p in self._folder.iterdir()} if self._folder.is_dir() else set()
+            # A kill between writing and naming the manifest leaves a part of it.
+            foreign = {name for name in names if not name.startswith(_PART)} - {'cases'}
             if foreign:
                 raise UserError(
                     f'store {self.location}: the folder holds {sorted(foreign)[0]!r}, which is not '
@@ -150,9 +154,9 @@ class StoreWriter:
             return
         for stale in (self._folder / 'cases').glob('.*'):
             shutil.rmtree(stale)  # of runs that were killed
-        temporary = self._folder / f'.manifest.{os.getpid()}.json'
-        temporary.write_bytes(content)
-        os.replace(temporary, self._folder / 'manifest.json')
+        for stale in self._folder.glob(f'{_PART}*'):
+            stale.unlink()
+        write_bytes(self._folder / 'manifest.json', content)
 
     def _publish(self, scratch: str, target: str) -> None:
         assert self._folder is not None
@@ -179,19 +183,24 @@ class PatchStore:
         manifest: its description.
     """
 
-    def __init__(self, location: Location, *, cache_bytes: int = _CACHE_BYTES):
+    def __init__(self, location: Location, *, cache_bytes: int | None = None):
         """Opens and checks a store: manifest, and shape and dtype of every array of every case.
 
         Args:
             location: see `kvstore_spec`.
-            cache_bytes: upper bound of the decoded chunks kept in memory by this object.
+            cache_bytes: upper bound of the decoded chunks kept in memory by this object; None is 128
+                MiB for object storage and nothing for a local disk, whose files the system caches:
+                there it gains nothing for random crops and fragments the memory.
 
         Raises:
             UserError: naming the store, what is wrong and how to fix it.
         """
         self.location = printable(location)
         self._spec = kvstore_spec(location)
-        self._cache_bytes = cache_bytes
+        is_local = local_folder(self._spec) is not None
+        self._cache_bytes = (
+            (0 if is_local else _REMOTE_CACHE_BYTES) if cache_bytes is None else cache_bytes
+        )
         kvstore = open_kvstore(self._spec, self.location)
         content = read_key(kvstore, 'manifest.json', self.location)
         if content is None:
@@ -299,6 +308,32 @@ class PatchStore:
         label = self._read_box(case_id, 'label', start, size, 0)
         return image(), label()
 
+    def start_crop(
+        self, case_id: str, start: Sequence[int], image: np.ndarray, label: np.ndarray
+    ) -> Callable[[], None]:
+        """Starts `read_crop` into given arrays, without a copy; the result waits for it.
+
+        Args:
+            case_id: the case.
+            start: (z, y, x) of the box's first voxel, may be negative.
+            image: [*size, P] int16, any strides; its shape is the size of the box.
+            label: [*size] uint8.
+
+        Returns:
+            A function that returns when the arrays are filled; raises as `read_crop`.
+        """
+        reads = (
+            self._start_box(case_id, 'image', start, image, AIR_HU),
+            self._start_box(case_id, 'label', start, label, 0),
+        )
+
+        def wait() -> None:
+            for future in reads:
+                if future is not None:
+                    self._finish(case_id, future)
+
+        return wait
+
     def _case(self, case_id: str) -> Mapping[str, Any]:
         if case_id not in self.manifest.cases:
             raise UserError(f'store {self.location}: no case {case_id!r}; see its manifest.json')
@@ -306,32 +341,37 @@ class PatchStore:
 
     def _read_box(self, case_id, name, start, size, fill):
         """Starts a read; the returned function waits for it."""
-        if name == 'label' and not self.has_label(case_id):
-            raise UserError(
-                f'store {self.location}: case {case_id!r} has no label; use a labelled split'
-            )
         shape = np.array(self.shape(case_id))
         begin = np.zeros(3, int) if start is None else np.asarray(start)
         extent = shape - begin if size is None else np.asarray(size)
-        low, high = np.clip(begin, 0, shape), np.clip(begin + extent, 0, shape)
         array = self._array(case_id, name)
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        future = array[box].read() if (low < high).all() else None
+        out = np.empty((*extent, *array.shape[3:]), array.dtype.numpy_dtype)
+        future = self._start_box(case_id, name, begin, out, fill)
 
         def wait() -> np.ndarray:
-            inside = None if future is None else self._finish(case_id, future)
-            if inside is not None and inside.shape[:3] == tuple(extent):
-                return inside
-            out = np.full((*extent, *array.shape[3:]), fill, array.dtype.numpy_dtype)
-            if inside is not None:
-                out[tuple(slice(a, b) for a, b in zip(low - begin, high - begin, strict=True))] = (
-                    inside
-                )
+            if future is not None:
+                self._finish(case_id, future)
             return out
 
         return wait
 
+    def _start_box(self, case_id, name, start, out, fill) -> ts.Future | None:
+        """Starts a read into `out`; None if the box lies outside the volume."""
+        shape, begin = np.array(self.shape(case_id)), np.asarray(start)
+        low, high = np.clip(begin, 0, shape), np.clip(begin + out.shape[:3], 0, shape)
+        if (high - low != out.shape[:3]).any():
+            out[...] = fill
+        if (low >= high).any():
+            return None
+        source = self._array(case_id, name)[_box(low, high)]
+        target = ts.array(out[_box(low - begin, high - begin)], copy=False)
+        return target.write(source)
+
     def _array(self, case_id: str, name: str) -> ts.TensorStore:
+        if name == 'label' and not self.has_label(case_id):
+            raise UserError(
+                f'store {self.location}: case {case_id!r} has no label; use a labelled split'
+            )
         key = case_id, name
         with self._lock:
             if key in self._arrays:
@@ -354,3 +394,7 @@ class PatchStore:
                 f'store {self.location}: case {case_id!r} cannot be read ({first_line(error)}); '
                 'copy or prepare the store again'
             ) from error
+
+
+def _box(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))

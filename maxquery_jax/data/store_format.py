@@ -22,6 +22,9 @@ MAX_FOREGROUND = 10_000  # coordinates kept per class and case
 ATTRIBUTES = 'maxquery_jax'  # key of our record in a case's group metadata
 
 _CHUNK = (24, 48, 48)  # measured: fastest for crops of 96^3 and 154^3, lz4 decodes 110 kB each
+# Measured on CT: decodes faster than lz4 with bitshuffle, for which TensorStore's blosc has no wide
+# instructions, images in 0.8 and labels in 0.5 of its time; and images are a tenth smaller.
+_LZ4 = {'cname': 'lz4hc', 'clevel': 5}
 _MAX_SHARD_BYTES = 2**28  # a shard is written from memory in one piece
 
 Location = str | os.PathLike | Mapping[str, Any]
@@ -124,12 +127,10 @@ def write_array(
     spec: Mapping[str, Any], path: str, array: np.ndarray, chunk: Sequence[int]
 ) -> None:
     """Writes a sharded Zarr v3 array below a store."""
+    shuffle = 'noshuffle' if array.itemsize == 1 else 'shuffle'
     inner = [
         {'name': 'bytes', 'configuration': {'endian': 'little'}},
-        {
-            'name': 'blosc',
-            'configuration': {'cname': 'lz4', 'clevel': 5, 'shuffle': 'bitshuffle'},
-        },
+        {'name': 'blosc', 'configuration': {**_LZ4, 'shuffle': shuffle}},
         {'name': 'crc32c'},
     ]
     index = [{'name': 'bytes', 'configuration': {'endian': 'little'}}, {'name': 'crc32c'}]

@@ -20,6 +20,7 @@ SPLITS = ('train', 'val', 'test')
 
 _GROUP_OF_ROLE = {'background': 0, 'organ': 1, 'tumour': 2}
 _INTENSITY_KEYS = ('lower', 'upper', 'shift', 'scale')
+_LATER = ('contains', 'left_right', 'masks')  # absent in stores of the first release
 _CASE_KEYS = ('shape', 'native', 'source', 'sha256', 'voxels')
 
 
@@ -35,13 +36,18 @@ class Manifest:
             `augment.intensity.normalise_intensity`.
         labels: records `{id, name, role}`, ids contiguous from 0: background, organs, known
             tumours, then OOD classes.
-        label_map: raw label id (as a string) to store id.
+        label_map: raw label id (as a string) to store id; without the ids in `left_right`.
         annotated: names of the labels that this data set annotates.
         splits: split name to case ids; `train`, `val` and `test` are always there.
         cases: case id to `{shape, native, source, sha256, voxels}`; `shape` is [D, H, W] and
             `voxels` maps a store id (string) to its voxel count, empty for an unlabelled case.
         source: folder the raw data came from.
         fingerprint: statistics of the raw data.
+        contains: name of a tumour to that of the organ it lies in, or to those of both sides
+            joined by `+`; the label holds the tumour there (`ops.targets.class_targets`).
+        left_right: labels of the raw files that were split into right and left: records `{raw,
+            name, joint, right, left, inside}`, see `left_right.LeftRight`.
+        masks: name of a mask to raw id in painting order, where labels are folders of masks.
     """
 
     dataset: str
@@ -55,11 +61,14 @@ class Manifest:
     cases: Mapping[str, Mapping[str, Any]]
     source: str
     fingerprint: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    contains: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_right: tuple[Mapping[str, Any], ...] = ()
+    masks: Mapping[str, int] | None = None
     format: str = FORMAT
     version: int = VERSION
 
     def __post_init__(self):
-        for name in ('spacing_mm', 'channels', 'labels', 'annotated'):
+        for name in ('spacing_mm', 'channels', 'labels', 'annotated', 'left_right'):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         splits = {name: tuple(ids) for name, ids in self.splits.items()}
         object.__setattr__(self, 'splits', splits)
@@ -88,6 +97,20 @@ class Manifest:
     def ood_ids(self) -> tuple[int, ...]:
         """Store ids of the classes that never occur in train or val."""
         return tuple(label['id'] for label in self.labels if label['role'] == 'ood')
+
+    @property
+    def parents(self) -> tuple[tuple[int, ...], ...]:
+        """Per known class the ids of the organ it lies in, both of a paired one; else ()."""
+        ids = {label['name']: label['id'] for label in self.labels}
+        return tuple(
+            tuple(ids[organ] for organ in self.contains.get(name, '').split('+') if organ)
+            for name in self.class_names
+        )
+
+    @property
+    def has_label_rules(self) -> bool:
+        """Whether `label_map` alone does not say how the raw labels became store ids."""
+        return bool(self.left_right) or self.masks is not None
 
     def ids_with_roles(self, roles: Iterable[str]) -> tuple[int, ...]:
         """Store ids whose role is one of `roles`."""
@@ -139,6 +162,7 @@ class Manifest:
                 f'{VERSION}; prepare the store again'
             )
         names = [field.name for field in dataclasses.fields(cls)]
+        names = [name for name in names if name in data or name not in _LATER]
         missing = [name for name in (*names, 'split_sha256') if name not in data]
         if missing:
             raise UserError(
@@ -194,6 +218,13 @@ def _check_labels(manifest: Manifest) -> str | None:
     strangers = set(manifest.annotated) - set(names)
     if strangers:
         return f'`annotated` names {sorted(strangers)[0]!r}, which is not a label'
+    for tumour, organ in manifest.contains.items():
+        strangers = {tumour, *organ.split('+')} - set(names)
+        if strangers:
+            return f'`contains` names {sorted(strangers)[0]!r}, which is not a label'
+    sides = {rule[side] for rule in manifest.left_right for side in ('right', 'left')}
+    if not sides <= set(range(len(labels))):
+        return '`left_right` points at a label id that does not exist'
     return None
 
 

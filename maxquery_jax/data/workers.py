@@ -2,47 +2,15 @@
 
 import multiprocessing
 import signal
-import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, TextIO
+from typing import Any
 
 from maxquery_jax.errors import UserError
+from maxquery_jax.progress import Progress
 
 Task = tuple[str, Any]  # case name, argument
-
-
-class Progress:
-    """A line that counts cases: rewritten on a terminal, else printed every few seconds."""
-
-    def __init__(self, what: str, total: int, stream: TextIO | None = None, every_s: float = 10.0):
-        self._what, self._total = what, total
-        self._stream = stream or sys.stderr
-        self._every_s = every_s
-        self._start = self._last = time.monotonic()
-        self._done = 0
-
-    def step(self, name: str) -> None:
-        """One more case is done."""
-        self._done += 1
-        now = time.monotonic()
-        is_last = self._done == self._total
-        left_s = (now - self._start) / self._done * (self._total - self._done)
-        line = f'{self._what} {self._done}/{self._total}  {name}  {_duration(left_s)} left'
-        if is_last:
-            line = f'{self._what} {self._done}/{self._total}  in {_duration(now - self._start)}'
-        if self._stream.isatty():
-            print(f'\r\x1b[K{line}', end='\n' if is_last else '', file=self._stream, flush=True)
-        elif is_last or now - self._last >= self._every_s:
-            self._last = now
-            print(line, file=self._stream, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
 
 
 def map_cases(

@@ -6,8 +6,10 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
+from maxquery_jax.data import volumes
+from maxquery_jax.data.dicom.files import holds_dicom
 from maxquery_jax.data.findings import CHECKS
-from maxquery_jax.data.raw import leaves_folder, strip_extension
+from maxquery_jax.data.raw import leaves_folder
 from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
@@ -24,7 +26,7 @@ class Case:
 
     Attributes:
         name: begins the names of its output files.
-        images: one file per channel, in the model's order.
+        images: one file, or DICOM folder or .zip, per channel, in the model's order.
         sha256: expected hashes of the files where known, else empty.
         reading: how to read them, where that is decided already.
     """
@@ -45,9 +47,13 @@ def find_cases(
     model's channels. The suffix _0000 is dropped from a scan's name where all files of the
     folder end in it.
 
+    A folder that holds DICOM files is one scan, whatever lies below it, and so is a .zip. A folder
+    without DICOM files of its own is a folder of scans: NIfTI files, .zip archives and folders
+    that hold DICOM files at any depth. Scans are named by file or folder, never by a DICOM tag.
+
     Args:
-        source: a NIfTI file, a folder of them, or a sequence of scans, each a file or a sequence
-            with one file per channel.
+        source: a NIfTI file, a DICOM folder or .zip, a folder of these, or a sequence of scans,
+            each a path or a sequence with one path per channel.
         channels: names of the model's channels.
 
     Raises:
@@ -58,7 +64,9 @@ def find_cases(
     else:
         cases = [_from_item(item) for item in source]
     if not cases:
-        raise UserError('no scans to predict: the input is empty; give a .nii or .nii.gz file')
+        raise UserError(
+            'no scans to predict: the input is empty; give a .nii or .nii.gz file or a DICOM folder'
+        )
     seen: dict[str, Case] = {}
     for case in cases:
         _require_file_name(case.name)
@@ -100,7 +108,12 @@ def find_split(store: PathLike, split: str) -> list[Case]:
             'back there, or name scans with --input'
         )
     settings = manifest.fingerprint.get('settings', {})
-    reading = ReadOptions(frozenset(CHECKS), 'fill', settings.get('assume_orientation'))
+    reading = ReadOptions(
+        frozenset(CHECKS),
+        'fill',
+        settings.get('assume_orientation'),
+        series=settings.get('series'),
+    )
     cases = []
     for name in names:
         record = manifest.cases[name]
@@ -115,20 +128,25 @@ def find_split(store: PathLike, split: str) -> list[Case]:
 
 def _from_path(path: pathlib.Path, channels: Sequence[str]) -> list[Case]:
     """Cases of a file or of a folder."""
-    if path.is_dir():
-        folder, files = path, _nifti_files(path)
-        if not files:
-            raise UserError(f'{path} holds no .nii or .nii.gz file; give the folder of the scans')
-    elif path.exists():
-        folder, files = path.parent, [path]
-    else:
+    if not path.exists():
         raise UserError(f'{path} does not exist; check --input')
+    is_series = path.is_dir() and holds_dicom(path)
+    is_scan = is_series or not path.is_dir()
+    if is_series and _nifti_files(path):
+        raise UserError(f'{path} holds NIfTI and DICOM files; put them into folders of their own')
+    scans = [path] if is_scan else _scans(path)
+    if not scans:
+        raise UserError(
+            f'{path} holds no .nii or .nii.gz file and no DICOM series; give the folder of the '
+            'scans'
+        )
     if len(channels) == 1:
-        neighbours = _nifti_files(folder)
-        drop = all(_stem(file).endswith(_FIRST_CHANNEL) for file in neighbours or files)
+        is_file = is_scan and not volumes.is_dicom(path)
+        neighbours = _nifti_files(path.parent) if is_file else scans
+        drop = all(_stem(scan).endswith(_FIRST_CHANNEL) for scan in neighbours or scans)
         length = len(_FIRST_CHANNEL) if drop else 0
-        return [Case(_stem(f)[: len(_stem(f)) - length] or f.name, (f,)) for f in files]
-    groups = _group_channels(files if path.is_dir() else _siblings(path), channels)
+        return [Case(_stem(s)[: len(_stem(s)) - length] or _stem(s), (s,)) for s in scans]
+    groups = _group_channels(_siblings(path) if is_scan else scans, channels)
     return [Case(name, tuple(images)) for name, images in groups.items()]
 
 
@@ -150,7 +168,15 @@ def _require_file_name(name: str) -> None:
 
 
 def _stem(path: pathlib.Path) -> str:
-    return strip_extension(path.name)
+    return volumes.stem(path)
+
+
+def _scans(folder: pathlib.Path) -> list[pathlib.Path]:
+    """NIfTI files, .zip archives and folders with DICOM files, directly in a folder, by name."""
+    archives = [p for p in folder.iterdir() if p.suffix.lower() == '.zip' and p.is_file()]
+    series = [p for p in folder.iterdir() if p.is_dir() and holds_dicom(p, at_any_depth=True)]
+    visible = [path for path in (*archives, *series) if not path.name.startswith('.')]
+    return sorted([*_nifti_files(folder), *visible])
 
 
 def _nifti_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -168,7 +194,7 @@ def _siblings(path: pathlib.Path) -> list[pathlib.Path]:
     if match is None:
         return [path]
     case = match['case']
-    names = [(file, _SUFFIX.match(_stem(file))) for file in _nifti_files(path.parent)]
+    names = [(file, _SUFFIX.match(_stem(file))) for file in _scans(path.parent)]
     return [file for file, found in names if found is not None and found['case'] == case]
 
 

@@ -5,6 +5,7 @@ For a scan X the output folder receives
     X_seg.nii.gz          uint8 classes (ids of `labels` in the record)
     X_ood.nii.gz          anomaly score, larger is more anomalous, half precision, not normalised
     X_ood-<score>.nii.gz  further scores that were asked for
+    X_seg.dcm             the mask as DICOM-SEG, where it was asked for and X is a DICOM series
     X.json                volumes, lesions, case score, hashes, timings, peak memory
 
 The record is written last, so a scan that has one is complete and is skipped the next time.
@@ -18,7 +19,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 import jax
 
-from maxquery_jax.data.raw import hash_file
+from maxquery_jax.data import volumes
+from maxquery_jax.data.findings import FileError
 from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference import memory
@@ -30,6 +32,7 @@ from maxquery_jax.ops.anomaly import SCORES
 
 # Share of the machine's memory that a prediction may take unless --max_memory_gb says otherwise.
 _MEMORY_SHARE = 0.9
+OUTPUT_TYPES = ('nifti', 'dicom_seg')
 
 
 def default_step_size() -> float:
@@ -56,12 +59,15 @@ def predict(
     allow: Collection[str] = (),
     nan_policy: str = 'error',
     assume_orientation: str | None = None,
+    series: str | None = None,
+    output_types: Collection[str] = ('nifti',),
 ) -> list[pathlib.Path]:
     """Predicts scans one after the other; a bad scan does not stop the others.
 
     Args:
         model: a loaded model or a run directory.
-        source: a NIfTI file, a folder of them, or a sequence of scans (`cases.find_cases`).
+        source: a NIfTI file, a DICOM folder or .zip, a folder of these, or a sequence of scans
+            (`cases.find_cases`).
         output: folder for the results; with `split`, RUN/predictions/SPLIT if None.
         split: in place of `source`, a split of the store the model was trained on; its raw
             scans are predicted.
@@ -77,6 +83,10 @@ def predict(
         allow: findings of `data.findings.CHECKS` to accept.
         nan_policy: 'error', or 'fill' to read NaN as air.
         assume_orientation: axis codes such as 'LPS' for files without any.
+        series: which series of a DICOM folder, where there are several: its number in the list
+            of the error, or the start of its UID.
+        output_types: 'dicom_seg' adds the mask as DICOM-SEG; 'nifti' is always written, as
+            evaluation reads it.
 
     Returns:
         The record (X.json) of every scan, skipped ones included.
@@ -95,7 +105,8 @@ def predict(
         min_lesion_ml,
         max_memory_gb,
         overwrite,
-        ReadOptions(frozenset(allow), nan_policy, assume_orientation),
+        ReadOptions(frozenset(allow), nan_policy, assume_orientation, series=series),
+        output_types,
     )
     cases, folder = _find(model, source, output, split)
     records, failures = [], []
@@ -124,6 +135,7 @@ def _check_settings(
     max_memory_gb: float | None,
     overwrite: bool,
     reading: ReadOptions,
+    output_types: Collection[str],
 ) -> Settings:
     """Checks the arguments of `predict` and fills in the defaults."""
     step_size = default_step_size() if step_size is None else step_size
@@ -133,6 +145,9 @@ def _check_settings(
         raise UserError(f'--batch_size must be at least 1, got {batch_size}')
     if max_memory_gb is not None and not max_memory_gb > 0:
         raise UserError(f'--max_memory_gb must be positive, got {max_memory_gb}')
+    for name in output_types:
+        if name not in OUTPUT_TYPES:
+            raise UserError(f'--output_type={name}: choose from {", ".join(OUTPUT_TYPES)}')
     limit = max_memory_gb * 1e9 if max_memory_gb else (memory.physical_bytes() or 0) * _MEMORY_SHARE
     return Settings(
         scores=model.choose_scores(scores),
@@ -143,6 +158,7 @@ def _check_settings(
         max_memory_bytes=int(limit) or None,
         overwrite=overwrite,
         reading=reading,
+        dicom_seg='dicom_seg' in output_types,
     )
 
 
@@ -190,7 +206,7 @@ def _predict_unless_done(
         # From here on the scan is unfinished, and no score of an earlier prediction stays.
         for name in {*model.score_names, *SCORES}:
             (folder / f'{case.name}_ood-{name}.nii.gz').unlink(missing_ok=True)
-        for ending in ('.json', '_seg.nii.gz', '_ood.nii.gz'):
+        for ending in ('.json', '_seg.nii.gz', '_ood.nii.gz', '_seg.dcm'):
             (folder / f'{case.name}{ending}').unlink(missing_ok=True)
         predict_case(model, case, folder, settings, title)
     except FloatingPointError as error:
@@ -228,11 +244,19 @@ def _is_finished(record: pathlib.Path, model: LoadedModel, case: Case, settings:
     if not known or digest != model.params_sha256:
         what = 'comes from another model' if known else 'is not a record of this program'
         raise UserError(f'{record} {what}; give --overwrite to replace it, or another --output')
-    wanted = output_files(case.name, settings.scores)
+    wanted = output_files(case.name, settings.scores, dicom_seg=settings.dicom_seg)
     return (
         files == wanted
         and same_settings
         and all((record.parent / name).exists() for name in wanted.values())
-        and all(path.is_file() for path in case.images)
-        and before == [hash_file(path) for path in case.images]
+        and before == _hash_images(case, settings)
     )
+
+
+def _hash_images(case: Case, settings: Settings) -> list[str] | None:
+    """Hashes of the scan's files as they are now; None if one cannot be read."""
+    series = (case.reading or settings.reading).series
+    try:
+        return [volumes.hash_input(path, series=series) for path in case.images]
+    except (OSError, FileError):
+        return None

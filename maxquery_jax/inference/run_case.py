@@ -4,23 +4,25 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from maxquery_jax.data.dicom.reader import SeriesHeader
 from maxquery_jax.data.nifti import write_like
 from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import write_json
 from maxquery_jax.inference import memory
 from maxquery_jax.inference.cases import Case
+from maxquery_jax.inference.dicom_seg import require_series, write_dicom_seg
 from maxquery_jax.inference.model import LoadedModel
-from maxquery_jax.inference.progress import Progress, duration
 from maxquery_jax.inference.record import FORMAT, VERSION, describe_case
 from maxquery_jax.inference.scan import Grid, read_grid, read_scan, to_file_order, to_scan_grid
 from maxquery_jax.inference.sliding_window import plan_tiles, predict_volume
-from maxquery_jax.train.run_dir import write_json
+from maxquery_jax.progress import Progress, duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Settings:
     max_memory_bytes: int | None
     overwrite: bool
     reading: ReadOptions
+    dicom_seg: bool = False
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -46,10 +49,11 @@ class Settings:
         }
 
 
-def output_files(name: str, scores: Sequence[str]) -> dict[str, str]:
-    """File names of a scan: 'seg', and one per score, the primary one first."""
+def output_files(name: str, scores: Sequence[str], *, dicom_seg: bool = False) -> dict[str, str]:
+    """File names of a scan: 'seg', one per score, the primary one first, and 'dicom_seg'."""
     files = {'seg': f'{name}_seg.nii.gz', scores[0]: f'{name}_ood.nii.gz'}
-    return files | {score: f'{name}_ood-{score}.nii.gz' for score in scores[1:]}
+    files |= {score: f'{name}_ood-{score}.nii.gz' for score in scores[1:]}
+    return files | ({'dicom_seg': f'{name}_seg.dcm'} if dicom_seg else {})
 
 
 def predict_case(
@@ -71,16 +75,20 @@ def predict_case(
     clock = _Clock()
     reading = case.reading or settings.reading
     grid = read_grid(case, model.spacing_mm, reading)
+    if settings.dicom_seg:
+        require_series(grid.header)
     estimate = _require_memory(model, grid, case, settings, title)
     clock.lap('compile_s')
     image, hashes, warnings = read_scan(case, grid, model.spacing_mm, reading)
-    for line in warnings:
+    for line in [*warnings, *_note_size(case, grid, model)]:
         print(f'{title}: note: {line}', file=sys.stderr, flush=True)
     clock.lap('read_s')
 
     plan = plan_tiles(grid.model_shape, model.patch_size, settings.step_size)
     program = model.program(settings.scores, mirror=settings.mirror)
-    progress = Progress(title, plan.num_tiles)
+    progress = Progress(
+        f'{title}:', plan.num_tiles, unit='tiles', stream=sys.stdout, is_closed_by_caller=True
+    )
     label, scores = predict_volume(
         image,
         lambda tiles: program(model.params, tiles),
@@ -89,7 +97,7 @@ def predict_case(
         score_names=settings.scores,
         lower=model.intensity['lower'],
         batch_size=settings.batch_size,
-        on_tiles=progress.add,
+        on_tiles=lambda tiles: progress.step(count=tiles),
     )
     del image
     clock.lap('network_s')
@@ -98,10 +106,8 @@ def predict_case(
     clock.lap('resample_s')
     findings = describe_case(label, scores, grid, model, settings.min_lesion_ml)
     clock.lap('measure_s')
-    files = output_files(case.name, settings.scores)
-    _write(folder / files['seg'], label, grid, 'uint8')
-    for name, values in scores.items():
-        _write(folder / files[name], values, grid, 'float16')
+    files = output_files(case.name, settings.scores, dicom_seg=settings.dicom_seg)
+    _export(label, scores, grid, model, {name: folder / file for name, file in files.items()})
     clock.lap('write_s')
     record = {
         'format': FORMAT,
@@ -112,10 +118,7 @@ def predict_case(
         'labels': list(model.labels),
         'label_map': dict(model.label_map),
         'model': {'name': model.description, 'params_sha256': model.params_sha256},
-        'input': [
-            {'file': path.name, 'sha256': digest}
-            for path, digest in zip(case.images, hashes, strict=True)
-        ],
+        'input': _describe_input(case, hashes, grid),
         'settings': settings.decisive,
         'batch_size': settings.batch_size,
         'device': jax.default_backend(),
@@ -126,6 +129,41 @@ def predict_case(
     }
     write_json(folder / f'{case.name}.json', record)
     progress.close(_summary(findings, clock.total))
+
+
+def _note_size(case: Case, grid: Grid, model: LoadedModel) -> list[str]:
+    """A line if the scan does not fill one patch."""
+    if all(size >= patch for size, patch in zip(grid.model_shape, model.patch_size, strict=True)):
+        return []
+    shape = ' x '.join(map(str, grid.model_shape))
+    path = case.images[0]
+    return [f"{path}: {shape} voxels at the model's spacing, smaller than its patch; padded"]
+
+
+def _export(
+    label: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    grid: Grid,
+    model: LoadedModel,
+    paths: Mapping[str, pathlib.Path],
+) -> None:
+    """Writes mask and scores, in canonical order, in the scan's own geometry."""
+    _write(paths['seg'], label, grid, 'uint8')
+    for name, values in scores.items():
+        _write(paths[name], values, grid, 'float16')
+    if 'dicom_seg' in paths:
+        mask, series = to_file_order(label, grid), require_series(grid.header)
+        target = paths['dicom_seg']
+        write_dicom_seg(target, mask, series, model.labels, algorithm=model.description)
+
+
+def _describe_input(case: Case, hashes: Sequence[str], grid: Grid) -> list[dict[str, str]]:
+    """Name and hash of each file; of a DICOM scan also the hashed UID of its first series."""
+    names = [path.name or path.resolve().name for path in case.images]
+    entries = [{'file': n, 'sha256': digest} for n, digest in zip(names, hashes, strict=True)]
+    if isinstance(grid.header, SeriesHeader):
+        entries[0]['series'] = grid.header.series_id
+    return entries
 
 
 def _require_memory(

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from maxquery_jax.data import orientation as orientation_lib
-from maxquery_jax.data import preprocess
+from maxquery_jax.data import preprocess, volumes
+from maxquery_jax.data.findings import FileError
+from maxquery_jax.data.hounsfield import judge_values
 from maxquery_jax.data.nifti import (
     AIR_HU,
     Volume,
     from_canonical,
-    read_header,
-    read_image,
     to_canonical,
 )
 from maxquery_jax.data.nifti_header import Header, corner_distance
 from maxquery_jax.data.orientation import Orientation
-from maxquery_jax.data.scan import INT16, ReadOptions, to_hu
+from maxquery_jax.data.scan import ReadOptions, to_hu
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference.cases import Case
 
@@ -58,7 +58,12 @@ def read_grid(case: Case, model_spacing_mm: Sequence[float], options: ReadOption
         UserError: a header is unusable, or the channels lie on different grids.
     """
     headers = [
-        read_header(path, allow=options.allow, assume_orientation=options.assume_orientation)
+        volumes.read_header(
+            path,
+            series=options.series,
+            allow=options.allow,
+            assume_orientation=options.assume_orientation,
+        )
         for path in case.images
     ]
     first = headers[0]
@@ -106,16 +111,16 @@ def read_scan(
     image = None
     hashes, warnings = [], []
     for channel, path in enumerate(case.images):
-        volume = read_image(
+        volume = volumes.read_image(
             path,
+            series=options.series,
             allow=options.allow,
             nan_policy=options.nan_policy,
             assume_orientation=options.assume_orientation,
             max_bytes=options.max_bytes,
         )
-        _require_hu(volume, options)
         hashes.append(volume.sha256)
-        warnings += [*volume.warnings, *_suspicions(volume)]
+        warnings += [*volume.warnings, *_judge_hu(volume, options)]
         if case.sha256 and case.sha256[channel] not in ('', volume.sha256):
             raise UserError(
                 f'{path}: changed since the store was prepared; restore it or prepare again'
@@ -134,25 +139,18 @@ def read_scan(
     return image, hashes, warnings
 
 
-def _require_hu(volume: Volume, options: ReadOptions) -> None:
-    """Refuses values that 16-bit HU cannot hold; they would be clipped."""
-    if 'value_range' not in options.allow and not (
-        INT16.min <= volume.minimum and volume.maximum <= INT16.max
-    ):
-        raise UserError(
-            f'{volume.header.path}: value_range: {volume.minimum:.6g} to {volume.maximum:.6g} do '
-            'not fit into 16-bit HU; give CT in HU, or clip with --allow=value_range'
-        )
+def _judge_hu(volume: Volume, options: ReadOptions) -> list[str]:
+    """A line if the values do not look like HU; such a scan is rarely predicted well.
 
-
-def _suspicions(volume: Volume) -> list[str]:
-    """A line if the values do not look like HU; such a scan is predicted, but rarely well."""
-    if volume.minimum < 0:
-        return []
-    values = f'{volume.minimum:.6g} to {volume.maximum:.6g}, no negative value'
-    return [
-        f'{volume.header.path}: hu_suspicious: {values}; the model expects HU, where air is -1000'
-    ]
+    Raises:
+        FileError: rounding to 16-bit HU would destroy them.
+    """
+    path = volume.header.path
+    issues = judge_values(volume.minimum, volume.maximum, volume.is_fractional)
+    for issue in issues:
+        if issue.severity == 'error' and issue.check not in options.allow:
+            raise FileError(path, issue)
+    return [f'{path}: {issue}' for issue in issues]
 
 
 def to_scan_grid(

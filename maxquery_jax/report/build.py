@@ -9,6 +9,7 @@ import numpy as np
 from maxquery_jax.data.nifti import read_image
 from maxquery_jax.data.orientation import apply, find_orientation
 from maxquery_jax.errors import UserError
+from maxquery_jax.progress import Progress
 from maxquery_jax.report.page import write_page
 from maxquery_jax.report.pictures import CaseSlice, cut_slice, plot_montage
 from maxquery_jax.report.predictions import (
@@ -23,7 +24,7 @@ from maxquery_jax.report.predictions import (
 )
 from maxquery_jax.report.progress_plot import plot_progress
 from maxquery_jax.report.summary import read_summary
-from maxquery_jax.report.tables import Table, case_table, progress_printer, summary_tables
+from maxquery_jax.report.tables import Table, case_table, summary_tables
 
 NUM_CASES = 8
 _MONTAGE_ROWS = 4
@@ -111,11 +112,11 @@ def _choose_cases(found: PredictionSet, count: int) -> list[CaseFiles]:
 def _draw_cases(
     cases: Sequence[CaseFiles], found: PredictionSet, folder: pathlib.Path
 ) -> list[tuple[str, pathlib.Path]]:
-    on_case = progress_printer('drawn')
+    progress = Progress('draw', len(cases))
     slices = []
-    for done, case in enumerate(cases, start=1):
+    for case in cases:
         slices.append(_load_slice(case, found))
-        on_case(done, len(cases), case.case)
+        progress.step(case.case)
     pictures = []
     for start in range(0, len(slices), _MONTAGE_ROWS):
         part = slices[start : start + _MONTAGE_ROWS]

@@ -6,10 +6,11 @@ from typing import Any
 
 from maxquery_jax.errors import UserError
 from maxquery_jax.metrics.bootstrap import NUM_RESAMPLES
+from maxquery_jax.progress import Progress
 from maxquery_jax.report.measure import measure_cases
 from maxquery_jax.report.predictions import PredictionSet, open_predictions, open_run
 from maxquery_jax.report.summary import summarise, write_summary
-from maxquery_jax.report.tables import progress_printer, show, summary_tables
+from maxquery_jax.report.tables import show, summary_tables
 
 PathLike = str | os.PathLike[str]
 
@@ -52,7 +53,8 @@ def evaluate(
     if not 0 <= dilate_mm < float('inf'):
         raise UserError(f'dilate_mm must be a distance of 0 or more, got {dilate_mm}')
     found, default = _open(predictions, labels, label_map, model, split)
-    measurements = measure_cases(found, dilate_mm=dilate_mm, on_case=progress_printer('evaluated'))
+    progress = Progress('evaluate', len(found.cases))
+    measurements = measure_cases(found, dilate_mm=dilate_mm, on_case=progress.step)
     summary = summarise(
         measurements,
         found.table,

@@ -52,22 +52,22 @@ def measure_cases(
     predictions: PredictionSet,
     *,
     dilate_mm: float = 0.0,
-    on_case: Callable[[int, int, str], None] = lambda done, total, case: None,
+    on_case: Callable[[str], object] = lambda case: None,
 ) -> list[CaseMeasurement]:
     """Measures every case, one at a time.
 
     Args:
         predictions: cases with truth.
         dilate_mm: margin around the organ region.
-        on_case: called with (cases done, cases in all, id) after each case.
+        on_case: called with the id of each case that is done.
 
     Raises:
         UserError: a file is missing, damaged or does not fit; names it.
     """
     measurements = []
-    for done, case in enumerate(predictions.cases, start=1):
+    for case in predictions.cases:
         measurements.append(measure_case(case, predictions, dilate_mm=dilate_mm))
-        on_case(done, len(predictions.cases), case.case)
+        on_case(case.case)
     return measurements
 
 

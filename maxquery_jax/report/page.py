@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from maxquery_jax.report.files import write_text
+from maxquery_jax.files import write_text
 from maxquery_jax.report.tables import Table
 
 _STYLE = """

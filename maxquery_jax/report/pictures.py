@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from maxquery_jax.report.files import write_bytes
+from maxquery_jax.files import write_bytes
 from maxquery_jax.report.labels import LabelTable
 
 WINDOW_HU = (40.0, 400.0)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from maxquery_jax.data import truth
 from maxquery_jax.data.nifti import Volume, read_image, read_label
 from maxquery_jax.data.store_manifest import Manifest
 from maxquery_jax.errors import UserError
-from maxquery_jax.report.files import read_json
+from maxquery_jax.files import read_json
 from maxquery_jax.report.labels import LabelTable, map_labels, parse_label_map
 
 DEFAULT_SCORE = 'query_logit'
@@ -32,6 +33,7 @@ class CaseFiles:
         info: content of `X.json`.
         label: truth, None when not given.
         image: CT, None when not given.
+        rules: how the truth becomes class ids, where the store says so; else by `label_map`.
     """
 
     case: str
@@ -40,6 +42,7 @@ class CaseFiles:
     info: Mapping[str, Any]
     label: pathlib.Path | None = None
     image: pathlib.Path | None = None
+    rules: truth.TruthRules | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +161,7 @@ def open_run(
     store_path = pathlib.Path(run_manifest['store']) / 'manifest.json'
     table = _extend(found.table, LabelTable.from_json(manifest.labels, store_path), store_path)
     source = pathlib.Path(manifest.source)
-    cases = [
-        _from_source(by_id[case], manifest.cases[case]['source'], source)
-        for case in sorted(manifest.splits[split])
-    ]
+    cases = [_from_source(by_id[case], manifest, source) for case in sorted(manifest.splits[split])]
     return dataclasses.replace(
         found,
         cases=tuple(cases),
@@ -177,6 +177,8 @@ def read_truth(case: CaseFiles, predictions: PredictionSet) -> tuple[np.ndarray,
     Raises:
         UserError: there is no truth, or it holds ids outside the label map.
     """
+    if case.label is not None and case.rules is not None and case.label.exists():
+        return truth.read_truth(case.label, case.rules)
     if case.label is None or not case.label.is_file():
         raise UserError(
             f'case {case.case} has no label {case.label or ""}; give the folder with --labels'
@@ -307,13 +309,17 @@ def _store_manifest(run_manifest: Mapping[str, Any], run: pathlib.Path) -> Manif
     return Manifest.from_json(data, store)
 
 
-def _from_source(case: CaseFiles, source: Mapping[str, Any], folder: pathlib.Path) -> CaseFiles:
+def _from_source(case: CaseFiles, manifest: Manifest, folder: pathlib.Path) -> CaseFiles:
     """Adds the raw files that the store was made from; a label that was given stays."""
+    source = manifest.cases[case.case]['source']
     label = case.label
     if label is None and source.get('label'):
         label = folder / source['label']
     image = folder / source['image'][0] if source.get('image') else None
-    return dataclasses.replace(case, label=label, image=image)
+    # A label map of plain ids needs no more than `label_map`.
+    needs_rules = manifest.has_label_rules or (label is not None and label.is_dir())
+    rules = truth.TruthRules.of(manifest, case.case) if needs_rules else None
+    return dataclasses.replace(case, label=label, image=image, rules=rules)
 
 
 def _volumes(folder: pathlib.Path) -> list[pathlib.Path]:

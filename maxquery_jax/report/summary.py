@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import read_json, write_text
 from maxquery_jax.metrics import bootstrap as bootstrap_lib
 from maxquery_jax.metrics.bootstrap import Estimate, bootstrap, mean_statistic
 from maxquery_jax.metrics.dice import SUMMARIES, case_dice, class_mean, dice_statistic
 from maxquery_jax.metrics.ood import METRICS, CaseScores, pooled_statistic
-from maxquery_jax.report.files import read_json, write_text
 from maxquery_jax.report.labels import LabelTable
 from maxquery_jax.report.measure import REGIONS, CaseMeasurement
 

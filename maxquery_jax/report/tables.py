@@ -2,8 +2,6 @@
 
 import dataclasses
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -102,31 +100,6 @@ def plain(table: Table) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
     text = ['  '.join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
     return '\n'.join([table.title, *(line.rstrip() for line in text)])
-
-
-def progress_printer(what: str, interval_s: float = 10.0) -> Callable[[int, int, str], None]:
-    """A callback that tells how many cases are done, on stderr.
-
-    On a terminal one line moves; otherwise a line is printed every `interval_s` seconds.
-
-    Args:
-        what: verb, such as 'evaluated'.
-        interval_s: seconds between plain lines.
-    """
-    live = sys.stderr.isatty()
-    last = time.monotonic()
-
-    def show_progress(done: int, total: int, case: str) -> None:
-        nonlocal last
-        line = f'{what} {done}/{total}: {case}'
-        if live:
-            end = '\n' if done == total else ''
-            print(f'\r\x1b[K{line}', end=end, file=sys.stderr, flush=True)
-        elif time.monotonic() - last >= interval_s:
-            print(line, file=sys.stderr, flush=True)
-            last = time.monotonic()
-
-    return show_progress
 
 
 def _cell(summary: dict[str, Any], key: str) -> str:

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import pathlib
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -177,3 +179,24 @@ def test_damaged_runs_are_user_errors(run, tmp_path, damage, message):
 def test_unknown_stage_is_a_user_error(run):
     with pytest.raises(UserError, match='no stage .third.'):
         load_model(run[0], 'third')
+
+
+@pytest.mark.integration
+def test_the_command_names_a_damaged_scan(run, tmp_path, python):
+    good = save_scan(tmp_path / 'good.nii.gz', phantom_hu(PATCH[::-1]), AFFINE)
+    (tmp_path / 'bad.nii.gz').write_bytes(good.read_bytes()[:-100])
+    done = subprocess.run(
+        [python, '-m', 'launch.predict', f'--model={run[0]}', f'--input={tmp_path}']
+        + [f'--output={tmp_path / "out"}'],
+        cwd=pathlib.Path(__file__).parent.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith('error:')]
+    assert len(errors) == 1 and 'Traceback' not in done.stderr
+    assert 'bad.nii.gz: truncated: the gzip stream' in errors[0]
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'good.json', 'good_ood.nii.gz', 'good_seg.nii.gz']  # fmt: skip

@@ -9,21 +9,16 @@ import numpy as np
 import pytest
 
 from maxquery_jax.inference.memory import estimate_memory
+from tests.data import nifti_helper
 
 CHILD = r"""
 import json, pathlib, re, sys
 import numpy as np
-from threshold_model import make_threshold_model, save_scan
+from threshold_model import make_threshold_model
 from maxquery_jax.inference.predict import predict
 
 folder, spacing = pathlib.Path(sys.argv[1]), float(sys.argv[2])
-x = np.arange(160)
-plane = 90 * np.sin(x / 30).reshape(-1, 1) * np.cos(x / 40)
-hu = np.empty((160, 160, 320), np.int16, order='F')
-for i in range(320):
-    hu[..., i] = plane + 20 * np.sin(i / 9)
-save_scan(folder / 'x.nii', hu, np.eye(4))
-del hu
+patch = tuple(json.loads(sys.argv[5]))
 import jax.numpy as jnp
 classes = int(sys.argv[4])
 def forward(params, tiles):
@@ -32,11 +27,11 @@ def forward(params, tiles):
     return -logits, {'query_logit': x / 100}
 roles = ['background', 'organ'] + ['tumour'] * (classes - 2)
 model = make_threshold_model(
-    patch_size=(16, 80, 80), spacing_mm=(spacing,) * 3, forward=forward,
+    patch_size=patch, spacing_mm=(spacing,) * 3, forward=forward,
     labels=tuple({'id': i, 'name': f'c{i}', 'role': r} for i, r in enumerate(roles)),
 )
 limit = float(sys.argv[3])
-(record,) = predict(model, folder / 'x.nii', folder / 'out', step_size=1.0, max_memory_gb=limit)
+(record,) = predict(model, folder / 'x.nii.gz', folder / 'out', step_size=1.0, max_memory_gb=limit)
 content = json.loads(record.read_text())
 status = pathlib.Path('/proc/self/status').read_text()
 peak = int(re.search(r'VmHWM:\s+(\d+) kB', status).group(1)) * 1024
@@ -44,28 +39,57 @@ print(json.dumps([peak, content['peak_memory_bytes'], content['estimated_memory_
 """
 
 
-@pytest.mark.integration
-@pytest.mark.skipif(not pathlib.Path('/proc/self/statm').exists(), reason='needs Linux accounting')
-@pytest.mark.parametrize(('spacing', 'classes'), [(1.0, 32), (1.25, 5)])
-def test_a_process_stays_below_the_estimate(tmp_path, python, spacing, classes):
+def _predict(folder, shape, python, *, spacing, classes, patch, limit_gb):
+    """(peak, recorded, estimated) bytes of a process that predicts a smooth scan."""
+    i, j, _ = shape
+    plane = 90 * np.sin(np.arange(i) / 30).reshape(-1, 1) * np.cos(np.arange(j) / 40)
+    path = folder / 'x.nii.gz'
+    nifti_helper.write_large(path, shape, np.eye(4), 'int16', lambda k: plane + 20 * np.sin(k / 9))
     here = pathlib.Path(__file__).parent
     environment = {
         **os.environ,
         'OMP_NUM_THREADS': '1',
         'PYTHONPATH': os.pathsep.join([str(here), str(here.parent.parent)]),
     }
-    limit_gb = 0.75
+    arguments = [str(folder), str(spacing), str(limit_gb), str(classes), json.dumps(patch)]
     run = subprocess.run(
-        [python, '-c', CHILD, str(tmp_path), str(spacing), str(limit_gb), str(classes)],
+        [python, '-c', CHILD, *arguments],
         capture_output=True,
         text=True,
         env=environment,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    peak, recorded, estimated = json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not pathlib.Path('/proc/self/statm').exists(), reason='needs Linux accounting')
+@pytest.mark.parametrize(('spacing', 'classes'), [(1.0, 32), (1.25, 5)])
+def test_a_process_stays_below_the_estimate(tmp_path, python, spacing, classes):
+    limit_gb = 0.75
+    peak, recorded, estimated = _predict(
+        tmp_path, (160, 160, 320), python,
+        spacing=spacing, classes=classes, patch=(16, 80, 80), limit_gb=limit_gb,
+    )  # fmt: skip
     assert recorded <= peak <= 1.02 * estimated <= 1.02 * limit_gb * 1e9
     assert limit_gb * 1e9 < 320 * 160 * 160 * 32 * 4  # 32 classes x volume in float32
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(
+    not os.environ.get('MAXQUERY_TEST_LARGE'),
+    reason='set MAXQUERY_TEST_LARGE=1 to predict 512 x 512 x 1000 voxels (a quarter of an hour)',
+)
+@pytest.mark.parametrize('spacing', [1.0, 1.5])
+def test_512_512_1000_voxels_under_4_gib(tmp_path, python, spacing):
+    peak, recorded, estimated = _predict(
+        tmp_path, (512, 512, 1000), python,
+        spacing=spacing, classes=8, patch=(28, 192, 320), limit_gb=4,
+    )  # fmt: skip
+    print(f'spacing {spacing}: peak {peak / 2**30:.2f}, estimate {estimated / 2**30:.2f} GiB')
+    assert recorded <= peak <= 1.02 * estimated
+    assert peak < 4 * 2**30
 
 
 def _estimate(**changes):

@@ -1,7 +1,8 @@
 """Loose files: images and label maps found by two patterns and paired by their common part.
 
 `--images='*_ct.nii.gz' --labels='*_seg.nii.gz'` makes the case `a` of `a_ct.nii.gz` and
-`a_seg.nii.gz`: a case is what the `*` of the file name stands for.
+`a_seg.nii.gz`: a case is what the `*` of the file name stands for. `--images='*/dicom'` makes
+the case `a` of the folder `a/dicom` with a DICOM series, and `'*.zip'` that of `a.zip`.
 """
 
 import os
@@ -38,11 +39,12 @@ def read_pairs(
     label_names: Mapping[int, str],
     channels: Sequence[str] = (),
 ) -> RawDataset:
-    """Lists image and label files below a folder.
+    """Lists image and label files, or folders that stand for one, below a folder.
 
     Args:
         source: the folder.
-        images: one pattern per channel, relative to it, with one `*` in the file name.
+        images: one pattern per channel, relative to it, with one `*` in the file name, or in one
+            of the folders where the name has none.
         labels: pattern of the label maps; None for an unlabelled data set.
         label_names: id to name, with 0.
         channels: names of the channels; `CT`, or `channel0`, `channel1`, ... if empty.
@@ -89,20 +91,29 @@ def read_pairs(
 
 def _match(source: pathlib.Path, pattern: str, flag: str) -> dict[str, str]:
     """Case id to relative path."""
-    folder, _, name = pattern.rpartition('/')
-    if leaves_folder(pattern) or name.count('*') != 1 or any(c in name for c in '?[]'):
+    parts = pattern.rstrip('/').split('/')
+    starred = [i for i, part in enumerate(parts) if '*' in part]
+    level = len(parts) - 1 if starred[-1:] == [len(parts) - 1] else (starred or [0])[0]
+    is_clear = level == len(parts) - 1 or len(starred) == 1
+    name = parts[level]
+    if (
+        leaves_folder(pattern)
+        or not is_clear
+        or name.count('*') != 1
+        or any(c in name for c in '?[]')
+    ):
         raise UserError(
             f'{flag}={pattern}: give a path inside the source folder with one * in the file name, '
-            "such as 'scans/*_ct.nii.gz'"
+            "such as 'scans/*_ct.nii.gz', or in one folder, such as '*/dicom'"
         )
     before, after = name.split('*')
     wanted = re.compile(re.escape(before) + '(.+)' + re.escape(after))
     files: dict[str, str] = {}
     for path in sorted(source.glob(pattern)):
-        match = wanted.fullmatch(path.name)
-        if not match or path.is_dir():
-            continue
         relative = path.relative_to(source).as_posix()
+        match = wanted.fullmatch(relative.split('/')[level - len(parts)])  # ** is any depth
+        if not match or (path.is_dir() and path.name.startswith('.')):
+            continue
         if match[1] in files:
             raise UserError(
                 f'{flag}={pattern}: {files[match[1]]} and {relative} are both case {match[1]!r}; '
@@ -110,6 +121,6 @@ def _match(source: pathlib.Path, pattern: str, flag: str) -> dict[str, str]:
             )
         files[match[1]] = relative
     if not files:
-        where = source / folder
+        where = source / '/'.join(parts[:-1])
         raise UserError(f'{flag}={pattern}: matches nothing below {source}; look into {where}')
     return files

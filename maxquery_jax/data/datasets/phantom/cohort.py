@@ -23,6 +23,7 @@ from maxquery_jax.data.datasets.phantom.spec import (
 from maxquery_jax.data.datasets.phantom.tissues import ORGANS, PARENT
 from maxquery_jax.data.workers import map_cases
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import write_bytes, write_json
 
 FORMAT_VERSION = 1
 ORIENTATIONS = ('LPS', 'LAS', 'RAS')  # taken in turn, so that readers must reorient
@@ -94,7 +95,7 @@ def _write_group(folder, spec, group, workers, on_case) -> None:
         if on_case is not None:
             on_case(case_id, done, len(tasks))
     content = describe(spec, group, plans, tumours)
-    _write_bytes(folder / 'dataset.json', (json.dumps(content, indent=1) + '\n').encode())
+    write_json(folder / 'dataset.json', content)
 
 
 def label_names(spec: CohortSpec, group: AnnotatedGroup | None) -> tuple[str, ...]:
@@ -200,16 +201,7 @@ def write_nifti(path: pathlib.Path, volume: np.ndarray, grid: Grid, orientation:
     image.header.set_xyzt_units('mm', 'sec')
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
-    _write_bytes(path, gzip.compress(image.to_bytes(), COMPRESSION, mtime=0))
-
-
-def _write_bytes(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(f'.{path.name}.tmp{os.getpid()}')
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, gzip.compress(image.to_bytes(), COMPRESSION, mtime=0))
 
 
 def describe(

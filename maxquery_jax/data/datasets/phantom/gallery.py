@@ -14,6 +14,7 @@ import numpy as np
 from maxquery_jax.data.datasets.phantom import tumours
 from maxquery_jax.data.datasets.phantom.case import PhantomCase, generate_case
 from maxquery_jax.data.datasets.phantom.tissues import ORGAN_ID, PHASES
+from maxquery_jax.files import replacing
 
 SEED = 2024
 CONTOURS = {
@@ -179,9 +180,8 @@ def save_picture(figure, path: pathlib.Path, dpi: int = 78) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=dpi)
     picture = Image.open(buffer).convert('RGB').quantize(palette=holder, dither=Image.Dither.NONE)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    picture.save(temporary, format='png', optimize=True)
-    temporary.replace(path)
+    with replacing(path) as file:
+        picture.save(file, format='png', optimize=True)
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Brings the contrast phases of a case onto the grid of one of them."""
