@@ -26,11 +26,16 @@ def get_base(name: str) -> Config:
 def _data() -> Config:
     data: Config = ConfigDict()
     data.store = ''  # folder or URL written by launch.prepare
+    # Several stores with one label table, spacing, channels and intensity window, instead of
+    # data.store; the first one's splits are those that predict and evaluate use.
+    data.stores = ()
+    data.weights = ()  # share of the samples per store; () for its share of the cases
     # A built-in cohort to generate instead of reading a store: fields of phantom.CohortSpec.
     data.phantom = ConfigDict()
     data.patch_size = (0, 0, 0)  # voxels (z, y, x)
     data.batch_size = 2
     data.oversample_rate = 1 / 3  # nnU-Net: share of samples centred on foreground
+    data.oversample_roles = ('organ', 'tumour')  # roles of the classes drawn there
     data.num_workers = 0
     data.num_threads = 2
     data.prefetch = 4

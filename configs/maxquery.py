@@ -66,8 +66,20 @@ def _small_network(config: Config) -> None:
 
 
 def _demo(config: Config) -> None:
-    """A liver cohort of phantoms with 5 known and 3 unknown tumour types."""
+    """A liver cohort of phantoms with 5 known and 3 unknown tumour types.
+
+    Where it leaves the paper's recipe, it is to learn tumours in hundreds of steps: a large
+    learning rate, every patch around a tumour, and no augmentation, since no case is seen more
+    than some dozen times.
+    """
     _small_network(config)
+    config.model.backbone.base_features = 16
+    config.augment.enabled = False
+    config.data.oversample_rate = 1.0
+    config.data.oversample_roles = ('tumour',)
+    for stage in (config.pretrain, config.finetune):
+        stage.optim.name = 'radam'
+        stage.optim.learning_rate = 3e-2
     config.data.phantom = ConfigDict(
         {
             'task': 'liver',
@@ -77,7 +89,7 @@ def _demo(config: Config) -> None:
             'num_test_ood': 8,
             'shape_zyx': (32, 64, 64),
             'spacing_mm': (5.0, 4.0, 4.0),
-            'phases': ('venous',),
+            'phases': ('noncontrast', 'arterial_late', 'venous'),  # Sec. 4.1, liver
             'seed': 0,
         }
     )
@@ -88,6 +100,18 @@ def _demo(config: Config) -> None:
     config.finetune.steps_per_epoch = 20
     config.finetune.optim.frozen_epochs = 3
     config.checkpoint.every_steps = 100
+
+
+def _long(config: Config) -> None:
+    """Four times the demo's cases and three times its steps, for studies."""
+    config.data.phantom.num_train = 96
+    config.data.phantom.num_val = 8
+    config.data.phantom.num_test_inlier = 16
+    config.data.phantom.num_test_ood = 16
+    config.pretrain.epochs = 20
+    config.finetune.epochs = 30
+    config.finetune.optim.frozen_epochs = 6
+    config.validation.every_steps = 100
 
 
 def _small(config: Config) -> None:
@@ -106,10 +130,16 @@ def _no_qd(config: Config) -> None:
     config.finetune.loss.qd_weight = 0.0  # Tab. 1, "Ours (w/o L_qd)"
 
 
+def _l2(config: Config) -> None:
+    config.model.decoder.pixel_norm = 'l2'  # of kMaX-DeepLab: unit length per voxel of P
+
+
 VARIANTS = {
     'pancreas': _pancreas,
     'liver': _liver,
     'demo': _demo,
     'small': _small,
+    'long': _long,
     'no_qd': _no_qd,
+    'l2': _l2,
 }

@@ -25,7 +25,7 @@ def get_study() -> Config:
     study: Config = ConfigDict()
     study.name = 'first_light'
     study.title = 'MaxQuery on PhantomCT, demo scale'
-    study.base = 'demo'
+    study.base = 'demo,long'
     study.split = 'test'
     study.seeds = (0, 1, 2)
     study.variants = {

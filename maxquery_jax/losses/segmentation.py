@@ -2,19 +2,26 @@
 
 A data set that annotates only some classes says so by `class_mask`. An unannotated class leaves
 the softmax of its samples: voxels that may belong to it are then shared out among the annotated
-classes, and its own logits get a gradient of exactly zero.
+classes, and its own logits get a gradient of exactly zero. Losses are means over samples, so that a
+batch in micro-batches gives the mean of the whole.
+
+`CrossEntropySums` and `DiceSums` are what the losses need of the voxels; they add up over parts of
+a volume (`losses.slices`).
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from maxquery_jax.typing import Array
 
+_VOXELS = (1, 2, 3)
 _MASKED = -1e30  # finite, so that no gradient is inf * 0; its exponential is exactly zero
 
 
 def cross_entropy(seg_logits: Array, label: Array, class_mask: Array | None = None) -> Array:
-    """Mean cross-entropy over voxels.
+    """Mean cross-entropy over the voxels of a sample, then over samples.
 
     Args:
         seg_logits: [B, D, H, W, K].
@@ -25,14 +32,35 @@ def cross_entropy(seg_logits: Array, label: Array, class_mask: Array | None = No
     Returns:
         Float32 scalar.
     """
+    return cross_entropy_sums(seg_logits, label, class_mask).loss()
+
+
+class CrossEntropySums(NamedTuple):
+    """Per sample: cross-entropy summed over the voxels that count, and their number; [B]."""
+
+    total: Array
+    counted: Array
+
+    def loss(self) -> Array:
+        """The mean over voxels, then over samples."""
+        return jnp.mean(self.total / jnp.maximum(self.counted, 1.0))
+
+
+def cross_entropy_sums(
+    seg_logits: Array, label: Array, class_mask: Array | None = None
+) -> CrossEntropySums:
+    """The sums of `cross_entropy`, with its arguments."""
     logits = _annotated_logits(seg_logits, class_mask)
     truth = _one_hot(label, logits.shape[-1])
     own = jnp.sum(jnp.where(truth, logits, 0.0), axis=-1)
     loss = jax.nn.logsumexp(logits, axis=-1) - own
     if class_mask is None:
-        return jnp.mean(loss)
+        return CrossEntropySums(
+            jnp.sum(loss, axis=_VOXELS), jnp.full(label.shape[:1], float(label[0].size))
+        )
     counted = jnp.any(truth & _expand(class_mask), axis=-1)
-    return jnp.sum(jnp.where(counted, loss, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
+    total = jnp.sum(jnp.where(counted, loss, 0.0), axis=_VOXELS)
+    return CrossEntropySums(total, jnp.sum(counted, axis=_VOXELS, dtype=jnp.float32))
 
 
 def soft_dice_loss(
@@ -44,7 +72,7 @@ def soft_dice_loss(
     include_background: bool = False,
     smooth: float = 1e-5,
 ) -> Array:
-    """One minus the mean over samples and classes of the soft Dice of the softmax.
+    """One minus the soft Dice of the softmax, mean over a sample's classes, then over samples.
 
     Dice is (2 tp + smooth) / (2 tp + fp + fn + smooth), summed over voxels. nnU-Net reports minus
     the mean; the constant one changes no gradient.
@@ -52,8 +80,8 @@ def soft_dice_loss(
     Args:
         seg_logits: [B, D, H, W, K].
         label: [B, D, H, W] integer class, 0 to K - 1.
-        class_mask: [B, K] bool, True for annotated classes; all by default. The others leave the
-            mean.
+        class_mask: [B, K] bool, True for annotated classes; all by default. The others leave
+            their sample's mean; a sample that annotates none of the counted classes adds zero.
         batch_dice: sum over the batch's voxels before the ratio, instead of per sample.
         include_background: whether class 0 counts.
         smooth: keeps the ratio defined; a class absent from both label and prediction has Dice 1.
@@ -61,23 +89,49 @@ def soft_dice_loss(
     Returns:
         Float32 scalar in [0, 1].
     """
+    return dice_sums(seg_logits, label, class_mask).loss(
+        class_mask, batch_dice=batch_dice, include_background=include_background, smooth=smooth
+    )
+
+
+class DiceSums(NamedTuple):
+    """Per sample and class: probability inside the label, and probability plus label; [B, K]."""
+
+    overlap: Array
+    total: Array
+
+    def loss(
+        self,
+        class_mask: Array | None = None,
+        *,
+        batch_dice: bool = False,
+        include_background: bool = False,
+        smooth: float = 1e-5,
+    ) -> Array:
+        """The loss of `soft_dice_loss`, with its arguments."""
+        overlap, total = self.overlap, self.total
+        if batch_dice:
+            overlap, total = overlap.sum(0, keepdims=True), total.sum(0, keepdims=True)
+        first = 0 if include_background else 1
+        loss = 1.0 - ((2.0 * overlap + smooth) / (total + smooth))[:, first:]
+        if class_mask is None:
+            return jnp.mean(loss)
+        valid = class_mask[:, first:].astype(jnp.float32)
+        if batch_dice:
+            valid = valid.max(0, keepdims=True)
+        counted = jnp.maximum(jnp.sum(valid, axis=-1), 1.0)
+        return jnp.mean(jnp.sum(loss * valid, axis=-1) / counted)
+
+
+def dice_sums(seg_logits: Array, label: Array, class_mask: Array | None = None) -> DiceSums:
+    """The sums of `soft_dice_loss`, with its arguments."""
     probability = jax.nn.softmax(_annotated_logits(seg_logits, class_mask), axis=-1)
     truth = _one_hot(label, probability.shape[-1])
-    if class_mask is None:
-        valid = jnp.ones((seg_logits.shape[0], seg_logits.shape[-1]), jnp.float32)
-    else:
-        valid = class_mask.astype(jnp.float32)
+    if class_mask is not None:
         truth &= _expand(class_mask)
-    voxels = (1, 2, 3)
-    overlap = jnp.sum(jnp.where(truth, probability, 0.0), axis=voxels)  # [B, K]
-    total = jnp.sum(probability, axis=voxels) + jnp.sum(truth, axis=voxels, dtype=jnp.float32)
-    if batch_dice:
-        overlap, total = overlap.sum(0, keepdims=True), total.sum(0, keepdims=True)
-        valid = valid.max(0, keepdims=True)
-    first = 0 if include_background else 1
-    dice = (2.0 * overlap + smooth) / (total + smooth)
-    dice, valid = dice[:, first:], valid[:, first:]
-    return 1.0 - jnp.sum(dice * valid) / jnp.maximum(jnp.sum(valid), 1.0)
+    overlap = jnp.sum(jnp.where(truth, probability, 0.0), axis=_VOXELS)
+    total = jnp.sum(probability, axis=_VOXELS) + jnp.sum(truth, axis=_VOXELS, dtype=jnp.float32)
+    return DiceSums(overlap, total)
 
 
 def _annotated_logits(seg_logits: Array, class_mask: Array | None) -> Array:

@@ -6,13 +6,20 @@ sample, and with deep supervision there would be a dozen of them.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from maxquery_jax.losses.query_distribution import query_distribution_loss
-from maxquery_jax.losses.segmentation import cross_entropy, soft_dice_loss
+from maxquery_jax.losses.query_distribution import query_distribution_sums
+from maxquery_jax.losses.segmentation import (
+    cross_entropy,
+    cross_entropy_sums,
+    dice_sums,
+    soft_dice_loss,
+)
+from maxquery_jax.losses.slices import sum_over_depth
 from maxquery_jax.ops.assignment import aggregate, assignment
 from maxquery_jax.ops.spatial import resize_linear, resize_nearest
 from maxquery_jax.typing import Array, MaxQueryOutputs, QueryPrediction, SegmentationOutputs
@@ -76,6 +83,8 @@ def maxquery_objective(
     *,
     query_groups: Sequence[int],
     class_groups: Sequence[int],
+    class_mask: Array | None = None,
+    parents: Sequence[Sequence[int]] | None = None,
     qd_weight: float = 0.1,
     aux_weight: float = 1.0,
     ce_weight: float = 1.0,
@@ -83,6 +92,7 @@ def maxquery_objective(
     batch_dice: bool = False,
     qd_reduction: str = 'mean',
     aux_resize: str = 'prediction',
+    form: str = 'plain',
 ) -> tuple[Array, Metrics]:
     """Segmentation loss plus weighted QD loss (MaxQuery Eq. 8), with deep supervision.
 
@@ -99,6 +109,8 @@ def maxquery_objective(
         label: [B, D, H, W] integer class, 0 to K - 1.
         query_groups: (N1, N2, N3), queries for background, organ and tumour.
         class_groups: group of each of the K classes: 0 background, 1 organ, 2 tumour.
+        class_mask: [B, K] annotated classes, see `losses.segmentation` and `knows_group`.
+        parents: see `query_distribution_loss`.
         qd_weight: lambda.
         aux_weight: of the blocks' losses.
         ce_weight: of the cross-entropy.
@@ -107,6 +119,7 @@ def maxquery_objective(
         qd_reduction: see `query_distribution_loss`.
         aux_resize: 'prediction' resizes block predictions to the label's size; 'label' the label
             to theirs, to the nearest voxel, which is cheaper and loses small lesions.
+        form: 'plain', 'scan' or 'auto', see `sum_over_depth`.
 
     Returns:
         The loss, and float32 scalars: 'loss'; 'ce', 'dice' and 'qd' of the final prediction; and
@@ -115,57 +128,77 @@ def maxquery_objective(
     Raises:
         ValueError: if `aux_resize` or `qd_reduction` is unknown or the groups do not add up to N.
     """
+    if qd_reduction not in ('mean', 'sum'):
+        raise ValueError(f"qd_reduction must be 'mean' or 'sum', got {qd_reduction!r}")
     if aux_resize not in ('prediction', 'label'):
         raise ValueError(f"aux_resize must be 'prediction' or 'label', got {aux_resize!r}")
 
     terms = functools.partial(
-        _maxquery_terms,
+        _prediction_terms,
         query_groups=tuple(query_groups),
         class_groups=tuple(class_groups),
+        class_mask=class_mask,
+        parents=parents,
         batch_dice=batch_dice,
         qd_reduction=qd_reduction,
+        form=form,
     )
 
     def total(ce: Array, dice: Array, qd: Array) -> Array:
         return ce_weight * ce + dice_weight * dice + qd_weight * qd
 
-    @jax.checkpoint
-    def block_loss(prediction: QueryPrediction, target: Array) -> Array:
-        response = prediction.query_response
-        seg_logits = aggregate(prediction.class_logits, assignment(response))
-        if seg_logits.shape[1:4] != target.shape[1:]:
-            seg_logits = resize_linear(seg_logits, _size(target, 1))
-        return total(*terms(seg_logits, response, target))
-
-    final = jax.checkpoint(terms)(outputs.seg_logits, outputs.final.query_response, label)
+    ce, dice, qd = terms(outputs.final, label)
     aux = jnp.zeros((), jnp.float32)
     for prediction in outputs.aux_outputs:
         target = label
         if aux_resize == 'label':
             target = resize_nearest(label, _size(prediction.query_response, 2))
-        aux += block_loss(prediction, target)
-    loss = total(*final) + aux_weight * aux
-    ce, dice, qd = final
+        aux += total(*terms(prediction, target))
+    loss = total(ce, dice, qd) + aux_weight * aux
     return loss, {'loss': loss, 'ce': ce, 'dice': dice, 'qd': qd, 'aux': aux}
 
 
-def _maxquery_terms(
-    seg_logits: Array,
-    query_response: Array,
+def _prediction_terms(
+    prediction: QueryPrediction,
     label: Array,
     *,
     query_groups: tuple[int, ...],
     class_groups: tuple[int, ...],
+    class_mask: Array | None,
+    parents: Sequence[Sequence[int]] | None,
     batch_dice: bool,
     qd_reduction: str,
+    form: str,
 ) -> tuple[Array, Array, Array]:
     """Cross-entropy, Dice and QD loss of one prediction."""
+    size = _size(label, 1)
+    is_coarse = _size(prediction.query_response, 2) != size
+
+    def sums(response: Array, label: Array):
+        seg_logits = aggregate(prediction.class_logits, assignment(response))
+        if is_coarse:
+            seg_logits = resize_linear(seg_logits, size)
+        return (
+            cross_entropy_sums(seg_logits, label, class_mask),
+            dice_sums(seg_logits, label, class_mask),
+            query_distribution_sums(
+                response,
+                label,
+                query_groups,
+                class_groups,
+                class_mask=class_mask,
+                parents=parents,
+            ),
+        )
+
+    ce, dice, qd = sum_over_depth(
+        sums, prediction.query_response, label, form='plain' if is_coarse else form
+    )
+    num_voxels = math.prod(size) if qd_reduction == 'mean' else 1
     return (
-        cross_entropy(seg_logits, label),
-        soft_dice_loss(seg_logits, label, batch_dice=batch_dice),
-        query_distribution_loss(
-            query_response, label, query_groups, class_groups, reduction=qd_reduction
-        ),
+        ce.loss(),
+        dice.loss(class_mask, batch_dice=batch_dice),
+        jnp.mean(qd) / num_voxels,
     )
 
 

@@ -11,7 +11,7 @@ from maxquery_jax.errors import UserError
 from maxquery_jax.inference.predict import predict
 from maxquery_jax.report.evaluate import evaluate
 from maxquery_jax.report.summary import read_summary
-from maxquery_jax.train.data import open_store
+from maxquery_jax.train.data import open_data
 from maxquery_jax.train.experiment import train
 
 MakeConfig = Callable[[str], Any]
@@ -94,7 +94,7 @@ def run_study(
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     runs = take_part(plan(study, workdir), part)
-    store = str(open_store(make_config(study.base), workdir).location)
+    store = str(open_data(make_config(study.base), workdir).stores[0].location)
     for number, run in enumerate(runs, start=1):
         title = f'[{number}/{len(runs)}] {run.variant} seed {run.seed}'
         if run.is_finished:
@@ -113,7 +113,8 @@ def make_run_config(study: Any, make_config: MakeConfig, run: Run, store: str) -
     words = ','.join(word for word in (study.base, run.words) if word)
     config = make_config(words)
     config.seed = run.seed
-    config.data.store = store
+    if not config.data.stores:  # a mixture names its own
+        config.data.store = store
     if run.shared_from is not None:
         last = config.stages[-1]
         config[last].init_from = f'{run.shared_from}:{config.stages[-2]}'

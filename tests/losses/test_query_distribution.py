@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxquery_jax.losses.query_distribution import query_distribution_loss
+from maxquery_jax.losses.query_distribution import knows_group, query_distribution_loss
 from maxquery_jax.ops.assignment import assignment, merge_assignments
 
 QUERIES = (2, 1, 3)
@@ -23,11 +23,13 @@ def label() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 4, (2, *SHAPE)).astype(np.int32)
 
 
-def loop_loss(response: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """[B] sums over voxels."""
+def loop_loss(response: np.ndarray, label: np.ndarray, known=None) -> np.ndarray:
+    """[B] sums over voxels whose class is in `known[b]`, all by default."""
     members = [(0, 1), (2,), (3, 4, 5)]
     total = np.zeros(len(label))
     for b, z, y, x in np.ndindex(*label.shape):
+        if known is not None and label[b, z, y, x] not in known[b]:
+            continue
         exp = np.exp(response[b, :, z, y, x].astype(np.float64))
         mask = exp / exp.sum()
         merged = [sum(mask[n] for n in group) for group in members]
@@ -100,6 +102,50 @@ def test_coarse_responses_interpolate_merged_logs():
     label = np.array([0, 1, 2, 3]).reshape(1, 1, 1, 4)
     expected = -np.mean([fine[g, i] for i, g in enumerate([0, 1, 2, 2])])
     np.testing.assert_allclose(loss_fn(coarse, label), expected, rtol=1e-4)
+
+
+# Classes: background, liver, its tumour, another tumour.
+PARTIAL = [
+    ([1, 1, 1, 1], None, {0, 1, 2, 3}),
+    ([1, 1, 1, 1], ((), (), (1,), ()), {0, 1, 2, 3}),
+    # A tumour is missing: it may be anywhere in the background, and in the liver unless it is known
+    # to grow elsewhere.
+    ([1, 1, 1, 0], None, {2}),
+    ([1, 1, 1, 0], ((), (), (1,), (4,)), {1, 2}),
+    ([1, 1, 0, 1], ((), (), (4, 1), (4,)), {3}),
+    # The liver is missing: its voxels are labelled background. Tumours say what they are.
+    ([1, 0, 1, 1], None, {2, 3}),
+    ([1, 0, 0, 0], None, set()),
+    ([1, 1, 0, 0], ((), (), (1,), (1,)), set()),
+]
+
+
+@pytest.mark.parametrize(('mask', 'parents', 'known'), PARTIAL)
+def test_groups_that_a_partial_sample_knows(mask, parents, known):
+    got = knows_group(jnp.asarray([mask], bool), CLASSES, parents)
+    assert {i for i in range(4) if got[0, i]} == known
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_voxels_of_unknown_group_do_not_count(response, label, reduction):
+    mask = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)
+    label[1][label[1] == 3] = 0  # what is not annotated is labelled background
+    options = {'class_mask': mask, 'parents': ((), (), (1,), (4,)), 'reduction': reduction}
+    value, grad = jax.value_and_grad(lambda r: loss_fn(r, label, **options))(jnp.asarray(response))
+    sums = loop_loss(response, label, known=[{0, 1, 2, 3}, {1, 2}])
+    scale = np.prod(SHAPE) if reduction == 'mean' else 1
+    np.testing.assert_allclose(value, sums.mean() / scale, rtol=1e-5)
+    background = label[1] == 0
+    grad = np.moveaxis(np.asarray(grad), 1, -1)
+    assert background.any() and (grad[1][background] == 0).all()
+    assert (grad[1][~background] != 0).all() and (grad[0] != 0).all()
+
+
+def test_a_mask_of_ones_changes_nothing(response, label):
+    ones = np.ones((2, 4), bool)
+    np.testing.assert_allclose(
+        loss_fn(response, label, class_mask=ones), loss_fn(response, label), rtol=1e-6
+    )
 
 
 def test_names_bad_arguments(response, label):

@@ -37,19 +37,20 @@ def loop_softmax(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def loop_ce(logits, label, mask) -> float:
     probability = loop_softmax(logits, mask)
-    terms = []
+    terms = [[] for _ in label]
     for b, z, y, x in np.ndindex(*label.shape):
         k = label[b, z, y, x]
         if mask[b, k]:
-            terms.append(-np.log(probability[b, z, y, x, k]))
-    return sum(terms) / len(terms)
+            terms[b].append(-np.log(probability[b, z, y, x, k]))
+    return np.mean([np.mean(t) for t in terms])
 
 
 def loop_dice(logits, label, mask, batch_dice=False, first=1, smooth=1e-5) -> float:
     probability = loop_softmax(logits, mask)
-    scores = []
+    losses = []
     groups = [[0, 1]] if batch_dice else [[0], [1]]
     for samples in groups:
+        scores = []
         for k in range(first, K):
             rows = [b for b in samples if mask[b, k]]
             if not rows:
@@ -58,7 +59,8 @@ def loop_dice(logits, label, mask, batch_dice=False, first=1, smooth=1e-5) -> fl
             fp = sum(probability[b][label[b] != k, k].sum() for b in rows)
             fn = sum((1 - probability[b][label[b] == k, k]).sum() for b in rows)
             scores.append((2 * tp + smooth) / (2 * tp + fp + fn + smooth))
-    return 1 - sum(scores) / len(scores)
+        losses.append(1 - np.mean(scores))
+    return np.mean(losses)
 
 
 @pytest.mark.parametrize('mask', [None, MASK])
@@ -110,6 +112,23 @@ def test_voxels_labelled_with_an_unannotated_class_do_not_count(logits, label):
         loop_ce(logits, changed, MASK),
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize('loss', [cross_entropy, soft_dice_loss])
+def test_the_loss_of_a_batch_is_the_mean_of_its_samples(loss, logits, label):
+    whole = loss(jnp.asarray(logits), jnp.asarray(label), MASK)
+    parts = [
+        loss(jnp.asarray(logits[i : i + 1]), jnp.asarray(label[i : i + 1]), MASK[i : i + 1])
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-6)
+
+
+def test_a_sample_without_annotated_foreground_adds_no_dice(logits, label):
+    mask = np.array([[True] * K, [True, False, False, False]])
+    alone = soft_dice_loss(jnp.asarray(logits[:1]), jnp.asarray(label[:1]))
+    both = soft_dice_loss(jnp.asarray(logits), jnp.asarray(label), mask)
+    np.testing.assert_allclose(both, alone / 2, rtol=1e-6)
 
 
 def test_losses_at_the_extremes(label):
