@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from maxquery_jax import files
 from maxquery_jax.errors import UserError
 
 _DEBUG = flags.DEFINE_bool(
@@ -20,8 +21,8 @@ def run(main: Callable[[], None]) -> None:
     """Parses flags, calls `main` and turns failures into exit codes.
 
     Exit 0 on success; 2 with one line on stderr when the user's input or data is at fault
-    (`UserError`, a flag that does not parse, an unknown config field); 1 with a traceback for a
-    bug of ours; 130 when interrupted.
+    (`UserError`, a flag that does not parse, an unknown config field, no permission, a full
+    disk); 1 with a traceback for a bug of ours; 130 when interrupted.
 
     Args:
         main: the verb; reads its own flags.
@@ -76,6 +77,11 @@ def _guard(main: Callable[[], None]) -> None:
         if _DEBUG.value:
             raise
         _fail(error)
+    except OSError as error:
+        user_error = files.explain(error)
+        if user_error is None or _DEBUG.value:
+            raise
+        _fail(user_error)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         os._exit(130)  # worker threads of the input pipeline must not delay the exit

@@ -23,8 +23,8 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only print what would run.')
 def main() -> None:
     """Runs `--study`."""
     from maxquery_jax.errors import UserError
+    from maxquery_jax.files import write_text
     from maxquery_jax.study import runner, tables
-    from maxquery_jax.train.run_dir import write_text
 
     if not _STUDY.value or not _WORKDIR.value:
         raise UserError('name the study with --study and its folder with --workdir')

@@ -10,7 +10,7 @@ PACKAGE = ROOT / 'maxquery_jax'
 
 # A module may import from its own layer and from every layer before it.
 LAYERS = [
-    {'axes', 'typing', 'errors'},
+    {'axes', 'typing', 'errors', 'files', 'progress'},
     {'ops'},
     {'models', 'baselines', 'augment', 'losses', 'metrics', 'optim'},
     {'train', 'inference', 'data', 'text', 'parallel'},

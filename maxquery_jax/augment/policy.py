@@ -17,9 +17,20 @@ import numpy as np
 
 from maxquery_jax.augment import intensity as tone
 from maxquery_jax.augment import spatial
-from maxquery_jax.augment.sample import augment_sample
+from maxquery_jax.augment.sample import augment_sample, deform_rate
 from maxquery_jax.errors import UserError
 from maxquery_jax.typing import Array, Batch
+
+__all__ = [
+    'AugmentPolicy',
+    'crop_size',
+    'deform_rate',
+    'is_dummy_2d',
+    'make_augment',
+    'make_center_crop',
+    'no_augmentation',
+    'shard_augment',
+]
 
 Augment = Callable[..., Batch]
 """`augment(batch, key, first_row=0) -> batch`."""
@@ -193,7 +204,8 @@ def make_augment(
         `augment(batch, key, first_row=0)`: batch holds `image` [B, *crop, P] HU and `label` [B,
         *crop], crop at least the patch; the result holds `image` float32 [B, *patch, P] normalised,
         `label` int32 [B, *patch] and the other entries unchanged. `first_row` is the global row of
-        the first sample.
+        the first sample. If the batch holds `deformed`, bool [B], it says which samples are
+        deformed (see `deform_rate`), and is not returned.
     """
     patch_size = tuple(patch_size)
 
@@ -202,14 +214,19 @@ def make_augment(
     )
 
     def augment(batch: Batch, key: Array, first_row: Array | int = 0) -> Batch:
-        image, label = batch['image'], batch['label']
-        rows = jnp.arange(image.shape[0], dtype=jnp.uint32) + jnp.asarray(first_row, jnp.uint32)
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
-        if per_sample == 'map':
-            image, label = jax.lax.map(one_sample, (image, label, keys))
-        else:
-            image, label = jax.vmap(one_sample)((image, label, keys))
-        return {**batch, 'image': image, 'label': label.astype(jnp.int32)}
+        indices = jnp.arange(batch['image'].shape[0], dtype=jnp.int32)
+        rows = indices.astype(jnp.uint32) + jnp.asarray(first_row, jnp.uint32)
+        rest = dict(batch)
+        args = (indices, jax.vmap(lambda row: jax.random.fold_in(key, row))(rows))
+        if 'deformed' in batch:
+            args = (*args, rest.pop('deformed'))
+
+        def one(args: tuple[Array, ...]) -> tuple[Array, Array]:
+            image, label = one_sample(batch['image'], batch['label'], *args)
+            return image, label.astype(jnp.int32)
+
+        image, label = jax.lax.map(one, args) if per_sample == 'map' else jax.vmap(one)(args)
+        return {**rest, 'image': image, 'label': label}
 
     return augment
 

@@ -7,6 +7,7 @@ one transform independent of the settings of the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,38 +34,85 @@ def augment_sample(
     patch_size: Sequence[int],
     intensity: Mapping[str, Any],
     in_plane: bool,
-    sample: tuple[Array, Array, Array],
+    image: Array,
+    label: Array,
+    index: Array,
+    key: Array,
+    deformed: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Augments one sample; see `policy.make_augment`.
+    """Augments one sample of a batch; see `policy.make_augment`.
+
+    Mirroring comes last in nnU-Net. Here it is part of cutting the patch out, where it costs
+    nothing; every other transform is the same for a mirrored patch.
 
     Args:
         policy: what to do.
         patch_size: (D, H, W) of the output.
         intensity: the manifest's `intensity`.
         in_plane: deform within slices only.
-        sample: image [*crop, P] HU, label [*crop] and the sample's key.
+        image: [B, *crop, P] HU, the whole batch, of which only what is needed is copied.
+        label: [B, *crop].
+        index: of the sample in the batch.
+        key: of the sample.
+        deformed: bool scalar; False forbids to deform, True demands at least one of rotation,
+            scaling and elastic deformation, drawn at their rates given that; None leaves it open.
 
     Returns:
         Image [*patch, P] float32 normalised and label [*patch].
     """
-    image, label, key = sample
     width = 1 + 5 * image.shape[-1] + 3
     uniforms = jax.random.uniform(jax.random.fold_in(key, _UNIFORMS), (len(_ROWS), width))
     draws = dict(zip(_ROWS, uniforms, strict=True))
-    image, label = _deform(policy, patch_size, intensity, in_plane, image, label, draws, key)
-    image = _retone(policy, in_plane, image, draws, key)
-    return _mirror(policy, image, label, draws['mirror'])
-
-
-def _deform(policy, patch_size, intensity, in_plane, image, label, draws, key):
-    """Crop [*crop] HU to patch [*patch] normalised, deformed where the sample draws it."""
-    rotates = draws['rotation'][0] < policy.rotation_rate
-    scales = draws['scaling'][0] < policy.scaling_rate
-    bends = draws['elastic'][0] < policy.elastic_rate
+    rotates, scales, bends = _draw_deformations(policy, draws, deformed)
+    mirrors = jnp.stack(
+        [
+            (draws['mirror'][axis] < policy.mirror_rate) & (axis in policy.mirror_axes)
+            for axis in range(3)
+        ]
+    )
 
     def crop():
-        cut = spatial.center_crop(image, patch_size).astype(jnp.float32)
-        return cut, spatial.center_crop(label, patch_size)
+        pair = spatial.mirrored_crop(image, label, index, patch_size, mirrors, policy.mirror_axes)
+        return tone.normalise_intensity(pair[0], intensity), pair[1]
+
+    def warp():
+        chosen = rotates, scales, bends, mirrors
+        sample = image[index], label[index]
+        return _warp(policy, patch_size, intensity, in_plane, *sample, chosen, draws, key)
+
+    if deform_rate(policy) == 0:
+        image, label = crop()
+    else:
+        image, label = jax.lax.cond(rotates | scales | bends, warp, crop)
+    return _retone(policy, in_plane, image, draws, key), label
+
+
+def deform_rate(policy: AugmentPolicy) -> float:
+    """Share of the samples that draw a rotation, a scaling or an elastic deformation."""
+    return 1 - math.prod(1 - rate for rate in _deformation_rates(policy))
+
+
+def _deformation_rates(policy):
+    return policy.rotation_rate, policy.scaling_rate, policy.elastic_rate
+
+
+def _draw_deformations(policy, draws, deformed):
+    """Which of rotation, scaling and elastic deformation a sample draws."""
+    rotation, scaling, elastic = _deformation_rates(policy)
+    uniform = [draws[name][0] for name in ('rotation', 'scaling', 'elastic')]
+    if deformed is None:
+        return uniform[0] < rotation, uniform[1] < scaling, uniform[2] < elastic
+    # One after the other, each given that at least one of those that are left must come.
+    any_of_three, any_of_two = deform_rate(policy), 1 - (1 - scaling) * (1 - elastic)
+    rotates = uniform[0] < rotation / (any_of_three or 1.0)
+    scales = uniform[1] < jnp.where(rotates, scaling, scaling / (any_of_two or 1.0))
+    bends = uniform[2] < jnp.where(rotates | scales, elastic, 1.0)
+    return deformed & rotates, deformed & scales, deformed & bends
+
+
+def _warp(policy, patch_size, intensity, in_plane, image, label, chosen, draws, key):
+    """Crop [*crop] HU to a deformed patch [*patch], normalised."""
+    rotates, scales, bends, mirrors = chosen
 
     def displace():
         strength, smoothness = draws['elastic'][1], draws['elastic'][2]
@@ -78,28 +126,23 @@ def _deform(policy, patch_size, intensity, in_plane, image, label, draws, key):
         )
         return jnp.pad(field[:, None], ((1, 0), (0, 0), (0, 0), (0, 0))) if in_plane else field
 
-    def warp():
-        degrees = policy.rotation_degrees_2d if in_plane else policy.rotation_degrees
-        limits = jnp.radians(jnp.array([degrees, 0.0, 0.0] if in_plane else [degrees] * 3))
-        angles = jnp.where(rotates, (2 * draws['rotation'][1:4] - 1) * limits, 0.0)
-        side, value = draws['scaling'][1], draws['scaling'][2]
-        factor = jnp.where(scales, _balanced(side, value, policy.scaling_range), 1.0)
-        factors = jnp.stack([jnp.ones(()) if in_plane else factor, factor, factor])
-        matrix = spatial.rotation_matrix(angles) * factors[:, None]
-        displacement = None
-        if policy.elastic_rate > 0:
-            still = jnp.zeros((3, 1, *patch_size[1:]) if in_plane else (3, *patch_size))
-            displacement = jax.lax.cond(bends, displace, lambda: still)
-        coordinates = spatial.patch_coordinates(image.shape[:3], patch_size, matrix, displacement)
-        bounds = tone.intensity_bounds(intensity)
-        warped = spatial.sample_linear(image, coordinates, *bounds, in_plane=in_plane)
-        return warped, spatial.sample_nearest(label, coordinates)
-
-    if max(policy.rotation_rate, policy.scaling_rate, policy.elastic_rate) == 0:
-        image, label = crop()
-    else:
-        image, label = jax.lax.cond(rotates | scales | bends, warp, crop)
-    return tone.normalise_intensity(image, intensity), label
+    degrees = policy.rotation_degrees_2d if in_plane else policy.rotation_degrees
+    limits = jnp.radians(jnp.array([degrees, 0.0, 0.0] if in_plane else [degrees] * 3))
+    angles = jnp.where(rotates, (2 * draws['rotation'][1:4] - 1) * limits, 0.0)
+    side, value = draws['scaling'][1], draws['scaling'][2]
+    factor = jnp.where(scales, _balanced(side, value, policy.scaling_range), 1.0)
+    factors = jnp.stack([jnp.ones(()) if in_plane else factor, factor, factor])
+    matrix = spatial.rotation_matrix(angles) * factors[:, None]
+    matrix = matrix * jnp.where(mirrors, -1.0, 1.0)[None, :]  # mirrors the patch, not the crop
+    displacement = None
+    if policy.elastic_rate > 0:
+        still = jnp.zeros((3, 1, *patch_size[1:]) if in_plane else (3, *patch_size))
+        displacement = jax.lax.cond(bends, displace, lambda: still)
+    coordinates = spatial.patch_coordinates(image.shape[:3], patch_size, matrix, displacement)
+    bounds = tone.intensity_bounds(intensity)
+    warped = spatial.sample_linear(image, coordinates, *bounds, in_plane=in_plane)
+    warped = tone.normalise_intensity(warped, intensity)
+    return warped, spatial.sample_nearest(label, coordinates)
 
 
 def _retone(policy, in_plane, image, draws, key):
@@ -162,17 +205,6 @@ def _retone(policy, in_plane, image, draws, key):
 
         image = jax.lax.cond(chosen.any(), apply, lambda x: x, image)
     return image
-
-
-def _mirror(policy, image, label, draws):
-    for axis in policy.mirror_axes if policy.mirror_rate else ():
-        image, label = jax.lax.cond(
-            draws[axis] < policy.mirror_rate,
-            lambda pair, axis=axis: (jnp.flip(pair[0], axis), jnp.flip(pair[1], axis)),
-            lambda pair: pair,
-            (image, label),
-        )
-    return image, label
 
 
 def _between(uniform, bounds):

@@ -33,6 +33,47 @@ def center_crop(volume: Array, patch_size: Sequence[int]) -> Array:
     return volume[box]
 
 
+def mirrored_crop(
+    image: Array,
+    label: Array,
+    index: Array,
+    patch_size: Sequence[int],
+    mirrors: Array,
+    mirror_axes: Sequence[int],
+) -> tuple[Array, Array]:
+    """Central patch of one sample of a batch, mirrored, in a single pass.
+
+    Args:
+        image: [B, D, H, W, P].
+        label: [B, D, H, W].
+        index: of the sample.
+        patch_size: (d, h, w).
+        mirrors: [3] bool, axes to mirror.
+        mirror_axes: static; those that `mirrors` may name.
+
+    Returns:
+        [d, h, w, P] and [d, h, w].
+    """
+    start = crop_start(image.shape[1:4], patch_size)
+
+    def cut(x: Array) -> Array:
+        rest = x.ndim - 4
+        size = (1, *patch_size, *x.shape[4:])
+        return jax.lax.dynamic_slice(x, (index, *start, *(0,) * rest), size)[0]
+
+    axes = sorted(mirror_axes)
+    # One branch per combination: reversing is then part of the copy.
+    branches = [
+        lambda chosen=chosen: (jnp.flip(cut(image), chosen), jnp.flip(cut(label), chosen))
+        for chosen in (
+            tuple(axis for bit, axis in enumerate(axes) if code >> bit & 1)
+            for code in range(2 ** len(axes))
+        )
+    ]
+    code = sum((mirrors[axis].astype(jnp.int32) << bit for bit, axis in enumerate(axes)), start=0)
+    return jax.lax.switch(code, branches)
+
+
 def rotation_matrix(angles: Array) -> Array:
     """[3, 3] rotation of (z, y, x) vectors about z, then y, then x.
 

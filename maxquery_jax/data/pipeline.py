@@ -350,7 +350,7 @@ class _CropReader:
             start = self._draw_start(row, self.stores[k], case_id, self.classes[k]) + offset
             box = (i, *(slice(a, a + n) for a, n in zip(offset, size, strict=True)))
             arrays = batch['image'][box], batch['label'][box]
-            waits.append(self.stores[k].start_crop(case_id, start, *arrays))
+            waits.append(self.stores[k].start_crop(case_id, start.tolist(), *arrays))
         for wait in waits:
             wait()
         return batch

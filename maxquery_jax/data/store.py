@@ -188,9 +188,9 @@ class PatchStore:
 
         Args:
             location: see `kvstore_spec`.
-            cache_bytes: upper bound of the decoded chunks kept in memory by this object; None is 128
-                MiB for object storage and nothing for a local disk, whose files the system caches:
-                there it gains nothing for random crops and fragments the memory.
+            cache_bytes: upper bound of the decoded chunks kept in memory by this object. None is
+                128 MiB for object storage, and nothing for a local disk: the system caches its
+                files, random crops gain nothing and memory would be fragmented.
 
         Raises:
             UserError: naming the store, what is wrong and how to fix it.
@@ -355,7 +355,7 @@ class PatchStore:
 
         return wait
 
-    def _start_box(self, case_id, name, start, out, fill) -> ts.Future | None:
+    def _start_box(self, case_id, name, start, out, fill) -> ts.WriteFutures | None:
         """Starts a read into `out`; None if the box lies outside the volume."""
         shape, begin = np.array(self.shape(case_id)), np.asarray(start)
         low, high = np.clip(begin, 0, shape), np.clip(begin + out.shape[:3], 0, shape)
@@ -386,7 +386,7 @@ class PatchStore:
         with self._lock:
             return self._arrays.setdefault(key, array)
 
-    def _finish(self, case_id: str, future: ts.Future) -> Any:
+    def _finish(self, case_id: str, future: ts.Future | ts.WriteFutures) -> Any:
         try:
             return future.result()
         except (ValueError, OSError) as error:

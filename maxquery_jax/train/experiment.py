@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 import jax
 
-from maxquery_jax.data.store import PatchStore
 from maxquery_jax.parallel.mesh import make_mesh
 from maxquery_jax.train import run_dir
 from maxquery_jax.train.checkpoint import load_params, merge_params
-from maxquery_jax.train.data import open_store
+from maxquery_jax.train.data import TrainingData, open_data
 from maxquery_jax.train.loop import StageRun
 from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.stage import Stage, build_stage, count_flops, make_model
@@ -45,12 +44,12 @@ def train(
     run = run_dir.RunDir(workdir)
     try:
         enable_compilation_cache(run.path / 'cache')
-        store = open_store(config, run.path)
+        data = open_data(config, run.path)
         mesh = make_mesh(**config.mesh)
         run.write_config(json.loads(config.to_json_best_effort()))
-        run.write_manifest(_manifest(config, store, dict(mesh.shape)))
+        run.write_manifest(_manifest(config, data, dict(mesh.shape)))
         for name in config.stages:
-            _run_stage(config, name, store, mesh, run, on_log)
+            _run_stage(config, name, data, mesh, run, on_log)
     finally:
         run.close()
 
@@ -66,15 +65,15 @@ def enable_compilation_cache(directory: pathlib.Path) -> None:
 
 def _dry_build(config: Config) -> None:
     """Fails on sizes that do not fit before a phantom cohort is generated for them."""
-    if config.data.phantom and not config.data.store:
+    if config.data.phantom and not config.data.store and not config.data.stores:
         for name in config.stages:
             spacing = tuple(config.data.phantom.spacing_mm)
             make_model(config, config[name].objective, 3, spacing, 'plain')
 
 
-def _run_stage(config, name: str, store: PatchStore, mesh, run, on_log) -> None:
-    stage = build_stage(config, name, store.manifest, mesh)
-    stage_run = StageRun(config, stage, store, mesh, run, on_log)
+def _run_stage(config, name: str, data: TrainingData, mesh, run, on_log) -> None:
+    stage = build_stage(config, name, data.manifest, mesh, is_partial=data.is_partial)
+    stage_run = StageRun(config, stage, data, mesh, run, on_log)
     done = stage_run.finished_steps()
     if done >= stage.total_steps:
         print(f'{name}: already at step {done} of {stage.total_steps}', flush=True)
@@ -82,24 +81,24 @@ def _run_stage(config, name: str, store: PatchStore, mesh, run, on_log) -> None:
         return
     run.drop_rows_after(tuple(config.stages), name, done)
     started = time.perf_counter()
-    _describe(config, stage, store)
-    stage_run.execute(lambda: _initial_params(config, stage, store, run.path))
+    _describe(config, stage, data)
+    stage_run.execute(lambda: _initial_params(config, stage, data, run.path))
     print(f'{name}: finished in {time.perf_counter() - started:.0f} s', flush=True)
 
 
-def _describe(config: Config, stage: Stage, store: PatchStore) -> None:
+def _describe(config: Config, stage: Stage, data: TrainingData) -> None:
     count = count_parameters(stage.boxed_params)
-    flops = count_flops(config, stage, store.manifest) * config.data.batch_size
+    flops = count_flops(config, stage, data.manifest) * config.data.batch_size
     print(
         f'{stage.name}: {count / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP per step '
         f'(forward and backward, batch {config.data.batch_size}), patch {stage.patch_size}, '
-        f'{stage.total_steps} steps, {len(store.case_ids("train"))} training cases',
+        f'{stage.total_steps} steps, {data.num_cases("train")} training cases',
         flush=True,
     )
 
 
-def _initial_params(config: Config, stage: Stage, store: PatchStore, path: pathlib.Path) -> PyTree:
-    shape = (1, *stage.patch_size, len(store.manifest.channels))
+def _initial_params(config: Config, stage: Stage, data: TrainingData, path: pathlib.Path) -> PyTree:
+    shape = (1, *stage.patch_size, len(data.manifest.channels))
     initial = init_params(stage.model, shape, stream(config.seed, f'{stage.name}/init', 0))
     position = tuple(config.stages).index(stage.name)
     if stage.config.init_from:
@@ -116,17 +115,34 @@ def _initial_params(config: Config, stage: Stage, store: PatchStore, path: pathl
     return merge_params(initial, loaded, only_loaded=_HEADS, only_initial=_HEADS)
 
 
-def _manifest(config: Config, store: PatchStore, mesh: dict) -> dict:
-    data = store.manifest.to_json()
+def _manifest(config: Config, data: TrainingData, mesh: dict) -> dict:
+    first = data.manifest.to_json()
     keys = ('dataset', 'spacing_mm', 'channels', 'intensity', 'labels', 'label_map', 'splits')
-    return {
+    several = len(data.stores) > 1
+    sources = {
+        f'{store.manifest.dataset}/{case_id}' if several else case_id: case['sha256']
+        for store in data.stores
+        for case_id, case in store.manifest.cases.items()
+    }
+    record = {
         'format': 'maxquery_jax/run',
         'version': 1,
         'versions': run_dir.versions(),
         'seed': config.seed,
         'mesh': mesh,
         'devices': [str(device.device_kind) for device in jax.devices()],
-        'store': store.location,
-        'data': {key: data[key] for key in keys},
-        'data_sha256': {case: entry['sha256'] for case, entry in data['cases'].items()},
+        'store': data.stores[0].location,
+        'data': {key: first[key] for key in keys},
+        'data_sha256': sources,
     }
+    if several:
+        record['stores'] = [
+            {
+                'store': store.location,
+                'dataset': store.manifest.dataset,
+                'annotated': list(store.manifest.annotated),
+                'splits': store.manifest.to_json()['splits'],
+            }
+            for store in data.stores
+        ]
+    return record

@@ -10,12 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from maxquery_jax.data import pipeline
-from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import mesh_context
 from maxquery_jax.train.checkpoint import CHECKPOINT_DIR, StageCheckpoints
+from maxquery_jax.train.data import TrainingData
 from maxquery_jax.train.run_dir import RunDir
 from maxquery_jax.train.schedule import is_due
 from maxquery_jax.train.stage import Stage
@@ -33,7 +32,7 @@ class StageRun:
     Attributes:
         config: the experiment.
         stage: the built stage.
-        store: patches.
+        data: its stores.
         mesh: devices.
         run: run directory.
         on_log: called after rows were written (draws progress.png).
@@ -41,7 +40,7 @@ class StageRun:
 
     config: Config
     stage: Stage
-    store: PatchStore
+    data: TrainingData
     mesh: Mesh
     run: RunDir
     on_log: Callable[[], None]
@@ -85,12 +84,12 @@ class StageRun:
             self.stage.train_step, donate_argnums=0, out_shardings=(self.stage.shardings, None)
         )
         batch = self.stage.abstract_batch(
-            config.data.batch_size, len(self.store.manifest.channels), self.mesh
+            config.data.batch_size, len(self.data.manifest.channels), self.mesh
         )
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
-        compiled = step.lower(shapes, batch).compile()
+        compiled = step.lower(shapes, batch, self.stage.dropout_key).compile()
         memory = compiled.memory_analysis()
         size = ''
         if memory is not None:
@@ -124,19 +123,17 @@ class StageRun:
 
     def _train(self, state: TrainState, start: int) -> None:
         config, stage = self.config, self.stage
-        batches = pipeline.build_batches(
-            [self.store],
-            split='train',
+        batches = self.data.batches(
+            config,
+            'train',
             crop_size=stage.crop_size,
             patch_size=stage.patch_size,
+            deform_rate=stage.deform_rate,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
-            batch_size=config.data.batch_size,
-            seed=config.seed,
             start_step=start,
             oversample_rate=config.data.oversample_rate,
             num_workers=config.data.num_workers,
-            num_threads=config.data.num_threads,
             prefetch=config.data.prefetch,
         )
         self._case_name = batches.case_name
@@ -161,7 +158,7 @@ class StageRun:
             host = next(batches)
             data_wait = time.perf_counter() - waited
             batch = self.stage.augment_step(sharding.put_batch(host, self.mesh), step - 1)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, batch, self.stage.dropout_key)
             if pending:
                 self._require_finite(*pending)  # one step late, so that dispatch is never blocked
             pending = (step, metrics, host['case'])
@@ -198,20 +195,16 @@ class StageRun:
         self.on_log()
 
     def _validate(self, state: TrainState, step: int) -> None:
-        cases = self.store.case_ids('val')
-        if not cases or not self.config.validation.batches:
+        if not self.data.num_cases('val') or not self.config.validation.batches:
             return
-        manifest = self.store.manifest
+        manifest = self.data.manifest
         counts = np.zeros((manifest.num_classes, 3))
-        batches = pipeline.build_batches(
-            [self.store],
-            split='val',
+        batches = self.data.batches(
+            self.config,
+            'val',
             crop_size=self.stage.patch_size,
-            batch_size=self.config.data.batch_size,
-            seed=self.config.seed,
             oversample_rate=1.0,
             num_workers=0,
-            num_threads=self.config.data.num_threads,
             prefetch=2,
         )
         try:

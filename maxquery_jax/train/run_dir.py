@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import write_json, write_text
 
 CONFIG, MANIFEST, METRICS = 'config.json', 'manifest.json', 'metrics.jsonl'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorstore', 'numpy')
@@ -23,6 +24,7 @@ _FREE_FIELDS = (
     'data.num_threads',
     'data.prefetch',
     'data.store',
+    'data.stores',
     'model.conv_form',
 )
 
@@ -126,18 +128,6 @@ def _flatten(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
             yield from _flatten(value, f'{prefix}.{key}' if prefix else key)
     else:
         yield prefix, tree
-
-
-def write_text(file: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, file)
-
-
-def write_json(file: pathlib.Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    write_text(file, json.dumps(value, indent=1) + '\n')
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Builds one stage: model, objective, optimiser, augmentation, compiled steps."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import DATA, FSDP
 from maxquery_jax.train import state as train_state
 from maxquery_jax.train import steps
-from maxquery_jax.typing import Config, PyTree
+from maxquery_jax.train.rngs import stream_key
+from maxquery_jax.typing import Array, Config, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +38,15 @@ class Stage:
         total_steps: optimiser steps.
         crop_size: voxels (z, y, x) read per sample; augmentation cuts the patch out of it.
         patch_size: voxels (z, y, x) the model sees.
+        deform_rate: share of the samples that are deformed, for which more than the patch is read.
         boxed_params: abstract parameters with logical axes.
         shardings: of the whole state.
-        train_step: pure; takes augmented batches.
+        train_step: pure; takes state, augmented batch and `dropout_key`.
+        dropout_key: of the stage's stream.
         augment_step: raw batch and step index to augmented batch.
         eval_step: validation counts.
+        masked_classes: K if batches hold a `class_mask` [B, K], as those of a partially labelled
+            data set do; else 0.
     """
 
     name: str
@@ -51,11 +57,14 @@ class Stage:
     total_steps: int
     crop_size: tuple[int, int, int]
     patch_size: tuple[int, int, int]
+    deform_rate: float
     boxed_params: PyTree
     shardings: train_state.TrainState
     train_step: Callable
+    dropout_key: Array
     augment_step: Callable
     eval_step: Callable
+    masked_classes: int = 0
 
     def abstract_raw_batch(self, rows: int, channels: int, mesh: Mesh) -> dict[str, Any]:
         """Shapes of a raw batch as the pipeline delivers it."""
@@ -65,6 +74,7 @@ class Stage:
             'image': jax.ShapeDtypeStruct((*shape, channels), jnp.int16, sharding=place),
             'label': jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place),
             'case': jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place),
+            **self._abstract_mask(rows, place),
         }
 
     def abstract_batch(self, rows: int, channels: int, mesh: Mesh) -> dict[str, Any]:
@@ -74,7 +84,14 @@ class Stage:
         return {
             'image': jax.ShapeDtypeStruct((*shape, channels), jnp.float32, sharding=place),
             'label': jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place),
+            **self._abstract_mask(rows, place),
         }
+
+    def _abstract_mask(self, rows: int, place) -> dict[str, Any]:
+        if not self.masked_classes:
+            return {}
+        shape = (rows, self.masked_classes)
+        return {'class_mask': jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=place)}
 
 
 def make_model(
@@ -95,14 +112,17 @@ def make_model(
     )
 
 
-def build_stage(config: Config, name: str, manifest: Manifest, mesh: Mesh) -> Stage:
+def build_stage(
+    config: Config, name: str, manifest: Manifest, mesh: Mesh, *, is_partial: bool = False
+) -> Stage:
     """Builds stage `name` of an experiment for a data set.
 
     Args:
         config: the experiment.
         name: stage name.
-        manifest: of the store it trains on.
+        manifest: of the store it trains on; of several, any one.
         mesh: devices.
+        is_partial: whether a store does not annotate all classes.
 
     Raises:
         UserError: model, patch, batch or mesh do not fit together.
@@ -118,19 +138,17 @@ def build_stage(config: Config, name: str, manifest: Manifest, mesh: Mesh) -> St
         policy = augment_policy.AugmentPolicy()
         augment = augment_policy.make_augment(policy, patch_size, manifest.intensity)
         crop_size = augment_policy.crop_size(policy, patch_size)
+        deform_rate = augment_policy.deform_rate(policy)
         if mesh.size > 1:  # each device augments its own rows, so an undrawn transform is free
             augment = augment_policy.shard_augment(augment, mesh, (DATA, FSDP))
     else:
-        augment, crop_size = crop, patch_size
-    objective = _make_objective(cfg, config.model, manifest)
-
+        augment, crop_size, deform_rate = crop, patch_size, 1.0
+    objective = _make_objective(cfg, config.model, manifest, config.model.conv_form)
     frozen_steps = cfg.optim.frozen_epochs * cfg.steps_per_epoch
     train_step = steps.make_train_step(
         model,
         tx,
         objective,
-        seed=config.seed,
-        stage=name,
         accumulate=cfg.accumulate,
         frozen_steps=frozen_steps,
     )
@@ -143,15 +161,18 @@ def build_stage(config: Config, name: str, manifest: Manifest, mesh: Mesh) -> St
         total_steps=cfg.epochs * cfg.steps_per_epoch,
         crop_size=crop_size,
         patch_size=patch_size,
+        deform_rate=deform_rate,
         boxed_params=boxed,
         shardings=train_state.state_shardings(boxed, tx, mesh),
         train_step=train_step,
+        dropout_key=stream_key(config.seed, f'{name}/dropout'),
         augment_step=steps.make_augment_step(augment, seed=config.seed, stage=name),
         eval_step=steps.make_eval_step(model, crop, manifest.num_classes),
+        masked_classes=manifest.num_classes if is_partial else 0,
     )
 
 
-def _make_objective(cfg: Config, model: Config, manifest: Manifest) -> steps.Objective:
+def _make_objective(cfg: Config, model: Config, manifest: Manifest, form: str) -> steps.Objective:
     loss = cfg.loss
     shared = {
         'ce_weight': loss.ce_weight,
@@ -159,14 +180,15 @@ def _make_objective(cfg: Config, model: Config, manifest: Manifest) -> steps.Obj
         'batch_dice': loss.batch_dice,
     }
     if cfg.objective == 'segmentation':
-        return lambda outputs, label: total.segmentation_objective(outputs, label, **shared)
-    return lambda outputs, label: total.maxquery_objective(
-        outputs,
-        label,
+        return functools.partial(total.segmentation_objective, **shared)
+    return functools.partial(
+        total.maxquery_objective,
         query_groups=tuple(model.decoder.query_groups),
         class_groups=manifest.class_groups,
+        parents=manifest.parents,
         qd_weight=loss.qd_weight,
         aux_weight=loss.aux_weight,
+        form=form,
         **shared,
     )
 
@@ -179,7 +201,7 @@ def count_flops(config: Config, stage: Stage, manifest: Manifest) -> float:
     model = make_model(
         config, stage.config.objective, manifest.num_classes, manifest.spacing_mm, 'plain'
     )
-    objective = _make_objective(stage.config, config.model, manifest)
+    objective = _make_objective(stage.config, config.model, manifest, 'plain')
     params = sharding.unbox(stage.boxed_params)
     image = jax.ShapeDtypeStruct((1, *stage.patch_size, len(manifest.channels)), jnp.float32)
     label = jax.ShapeDtypeStruct((1, *stage.patch_size), jnp.int32)

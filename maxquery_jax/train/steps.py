@@ -12,7 +12,8 @@ from maxquery_jax.train.state import TrainState
 from maxquery_jax.typing import Array, Batch, PyTree
 
 Metrics = dict[str, Array]
-Objective = Callable[[PyTree, Array], tuple[Array, Metrics]]
+Objective = Callable[..., tuple[Array, Metrics]]
+"""`objective(outputs, label=, class_mask=)`; class_mask only if the batch holds one."""
 Augment = Callable[[Batch, Array], Batch]
 
 
@@ -23,13 +24,14 @@ def make_augment_step(augment: Augment, *, seed: int, stage: str) -> Callable[..
     the device still computes the step before.
 
     Args:
-        augment: raw batch and key to float image [B, D, H, W, P] and int label [B, D, H, W].
+        augment: raw batch and key to float image [B, D, H, W, P] and int label [B, D, H, W]; other
+            entries pass through, but for `case`.
         seed: of the run.
         stage: name of the stage; the key derives from (seed, stage, step).
     """
 
     def step(batch: Batch, key: Array) -> Batch:
-        return augment({'image': batch['image'], 'label': batch['label']}, key)
+        return augment({name: x for name, x in batch.items() if name != 'case'}, key)
 
     jitted = jax.jit(step)
 
@@ -44,12 +46,13 @@ def make_train_step(
     tx: optax.GradientTransformation,
     objective: Objective,
     *,
-    seed: int,
-    stage: str,
     accumulate: int = 1,
     frozen_steps: int = 0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds `step(state, batch) -> (state, metrics)`.
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+    """Builds `step(state, batch, key) -> (state, metrics)`.
+
+    The key is that of the stage's dropout stream, the same at every step: the seed must not be
+    part of the program, or every seed of a study would compile its own.
 
     Gradients of `accumulate` micro-batches are averaged; losses and norms are per sample, so the
     result is the full batch's. In the first `frozen_steps` steps no gradient is computed below
@@ -59,59 +62,59 @@ def make_train_step(
     Args:
         model: called as `model.apply(..., image, train=True)`.
         tx: optimiser.
-        objective: outputs and label [B, D, H, W] to (loss, metrics).
-        seed: of the run; random streams derive from (seed, stage, step).
-        stage: name of the stage.
+        objective: outputs and what else the batch holds, label [B, D, H, W] and perhaps class_mask
+            [B, K], to (loss, metrics).
         accumulate: micro-batches per step; divides the batch size.
         frozen_steps: steps in which the model is called with `freeze_backbone=True`.
     """
 
-    def gradients(params: PyTree, image: Array, label: Array, key: Array, **call):
+    def gradients(params: PyTree, image: Array, truth: Batch, key: Array, **call):
         def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
             outputs = model.apply(
                 {'params': params}, image, train=True, rngs={'dropout': key}, **call
             )
-            return objective(outputs, label)
+            return objective(outputs, **truth)
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return grads, metrics
 
-    def micro_batch(state: TrainState, image: Array, label: Array, key: Array):
+    def micro_batch(state: TrainState, image: Array, truth: Batch, key: Array):
         if not frozen_steps:
-            return gradients(state.params, image, label, key)
+            return gradients(state.params, image, truth, key)
         return jax.lax.cond(
             state.step < frozen_steps,
             lambda *args: gradients(*args, freeze_backbone=True),
             gradients,
             state.params,
             image,
-            label,
+            truth,
             key,
         )
 
-    def accumulated(state: TrainState, image: Array, label: Array, key: Array):
+    def accumulated(state: TrainState, image: Array, truth: Batch, key: Array):
         if accumulate == 1:
-            return micro_batch(state, image, label, key)
+            return micro_batch(state, image, truth, key)
 
         def split(x: Array) -> Array:  # rows stay on their device: micro-batch a takes row a mod A
             return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
 
         def body(total, part):
-            index, image_part, label_part = part
+            index, image_part, truth_part = part
             grads, metrics = micro_batch(
-                state, image_part, label_part, jax.random.fold_in(key, index)
+                state, image_part, truth_part, jax.random.fold_in(key, index)
             )
             return jax.tree.map(jnp.add, total, grads), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        parts = (jnp.arange(accumulate), split(image), split(label))
+        parts = (jnp.arange(accumulate), split(image), jax.tree.map(split, truth))
         grads, metrics = jax.lax.scan(body, zeros, parts)
         scale = 1.0 / accumulate
         return jax.tree.map(lambda g: g * scale, grads), jax.tree.map(jnp.mean, metrics)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = stream(seed, f'{stage}/dropout', state.step)
-        grads, metrics = accumulated(state, batch['image'], batch['label'], key)
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        truth = {name: x for name, x in batch.items() if name != 'image'}
+        grads, metrics = accumulated(state, batch['image'], truth, key)
         metrics['grad_norm'] = optax.tree.norm(grads)
 
         def update(grads: PyTree) -> tuple[PyTree, PyTree]:
@@ -134,7 +137,7 @@ def make_eval_step(
 
     Returns:
         A function whose result is [K, 3] float32: voxels of (true positive, predicted, labelled)
-        per class, summed over the batch.
+        per class, summed over the batch; samples that do not annotate a class add nothing to it.
     """
 
     def step(params: PyTree, batch: Batch) -> Array:
@@ -143,6 +146,9 @@ def make_eval_step(
         predicted = jnp.argmax(outputs.seg_logits, axis=-1)
         classes = jnp.arange(num_classes).reshape(-1, 1, 1, 1, 1)
         predicted, label = predicted[None] == classes, batch['label'][None] == classes
+        if 'class_mask' in batch:
+            annotated = batch['class_mask'].T[:, :, None, None, None]
+            predicted, label = predicted & annotated, label & annotated
         counts = [predicted & label, predicted, label]
         return jnp.stack([c.sum((1, 2, 3, 4), dtype=jnp.float32) for c in counts], axis=-1)
 

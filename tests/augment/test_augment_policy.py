@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxquery_jax.augment import sample
 from maxquery_jax.augment.policy import (
     AugmentPolicy,
     crop_size,
+    deform_rate,
     is_dummy_2d,
     make_augment,
     make_center_crop,
@@ -181,6 +183,70 @@ def test_warped_label_follows_the_image():
     labels = np.asarray(result['label'])
     assert (np.round(levels)[inside] == labels[inside]).mean() > 0.995
     assert (labels[levels < -1.4] == 0).all() and (levels < -1.4).any()
+
+
+RATES_OF_THREE = {'rotation_rate': 0.2, 'scaling_rate': 0.3, 'elastic_rate': 0.1}
+
+
+def test_deform_rate_is_that_of_any_of_three():
+    assert deform_rate(only(**RATES_OF_THREE)) == pytest.approx(1 - 0.8 * 0.7 * 0.9)
+    assert deform_rate(no_augmentation()) == 0
+    assert deform_rate(AugmentPolicy()) == pytest.approx(1 - 0.8**3)
+
+
+@pytest.mark.parametrize('names', [('rotation', 'scaling', 'elastic'), ('scaling',), ()])
+def test_draws_given_a_deformation_have_the_rates_they_have_without(names):
+    """P(r, s, e) = P(any) P(r, s, e | any), and none without."""
+    rates = {f'{n}_rate': RATES_OF_THREE[f'{n}_rate'] for n in names}
+    policy = only(**rates)
+    rows = 20_000
+    uniform = np.random.default_rng(0).random((3, rows))
+    rng = np.random.default_rng(1)
+    drawn = []
+    for flag in (None, rng.random(rows) < deform_rate(policy)):
+
+        def draw(u, deformed, given=flag is not None):
+            draws = dict(zip(('rotation', 'scaling', 'elastic'), u[:, None], strict=True))
+            return sample._draw_deformations(policy, draws, deformed if given else None)
+
+        flags = np.ones(rows, bool) if flag is None else flag
+        found = jax.vmap(draw)(jnp.asarray(uniform.T, jnp.float32), jnp.asarray(flags))
+        drawn.append(np.stack([np.asarray(f) for f in found], axis=1))
+        if flag is not None:
+            np.testing.assert_array_equal(drawn[-1].any(axis=1), flag)
+    codes = [np.bincount(d @ [1, 2, 4], minlength=8) / rows for d in drawn]
+    np.testing.assert_allclose(codes[0], codes[1], atol=4 * np.sqrt(0.25 / rows))
+
+
+def test_undeformed_samples_are_cut_out_whatever_is_around_the_patch():
+    policy = only(rotation_rate=1.0, mirror_rate=0.5)
+    augment = jax.jit(make_augment(policy, PATCH, INTENSITY))
+    batch, key = make_batch(4), jax.random.key(0)
+    deformed = jnp.array([True, False, True, False])
+    noise = {'image': batch['image'].at[:, :3].set(7), 'label': batch['label'].at[:, :3].set(9)}
+    first = augment({**batch, 'deformed': deformed}, key)
+    other = augment({**batch, **noise, 'deformed': deformed}, key)
+    assert set(first) == {'image', 'label', 'case'}
+    plain = make_center_crop(PATCH, INTENSITY)(batch)
+    for row in range(4):
+        same = np.array_equal(first['image'][row], other['image'][row])
+        assert same == (not deformed[row])
+        flips = [
+            np.array_equal(np.flip(plain['image'][row], axes), first['image'][row])
+            for axes in [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+        ]
+        assert any(flips) == (not deformed[row])
+
+
+def test_mirroring_a_warped_patch_is_the_mirrored_warp():
+    batch, key = make_batch(3), jax.random.key(0)
+    policy = only(rotation_rate=1.0, scaling_rate=1.0)
+    plain = jax.jit(make_augment(policy, PATCH, INTENSITY))(batch, key)
+    both = dataclasses.replace(policy, mirror_rate=1.0, mirror_axes=(0, 2))
+    mirrored = jax.jit(make_augment(both, PATCH, INTENSITY))(batch, key)
+    np.testing.assert_allclose(mirrored['image'], np.flip(plain['image'], (1, 3)), atol=2e-3)
+    different = np.asarray(mirrored['label']) != np.flip(plain['label'], (1, 3))
+    assert different.mean() < 0.01  # ties
 
 
 def test_slices_only_mode_keeps_slices_apart():

@@ -63,6 +63,17 @@ def write(path, array, affine=None, dtype=None, **changes) -> pathlib.Path:
     return path
 
 
+def write_large(path, shape, affine, dtype, plane_of, **changes) -> pathlib.Path:
+    """Writes `plane_of(k)` [i, j] for every k, one after the other: needs no memory."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, 'wb', 1) if path.name.endswith('.gz') else path.open('wb') as file:
+        file.write(header(shape, affine, dtype, **changes))
+        for k in range(shape[2]):
+            file.write(np.ascontiguousarray(plane_of(k).T, dtype))  # the first axis is the fastest
+    return path
+
+
 def hu_volume(shape=(9, 8, 7), seed=0) -> np.ndarray:
     """[i, j, k] int16 noise that looks like HU."""
     rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """Every storage order goes to (z, y, x) RAS and back without touching a voxel."""
 
 import itertools
+import json
 
 import nibabel as nib
 import nifti_helper as helper
@@ -9,6 +10,11 @@ import pytest
 
 from maxquery_jax.data import nifti
 from maxquery_jax.data import orientation as lib
+from maxquery_jax.data.prepare import prepare
+from maxquery_jax.data.scan import ReadOptions
+from maxquery_jax.data.store import PatchStore
+from maxquery_jax.inference.predict import predict
+from tests.inference.threshold_model import expected_label, make_threshold_model, phantom_hu
 
 ORDERS = list(itertools.permutations(range(3)))
 FLIPS = list(itertools.product([False, True], repeat=3))
@@ -26,14 +32,19 @@ def stored(canonical, order, flips, affine):
     return array.transpose(order), matrix[:, [*order, 3]]
 
 
+def straight_affine(rotation, spacing=(0.7, 0.9, 2.5)):
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * spacing
+    affine[:3, 3] = [-30, 12, 400]
+    return affine
+
+
 @pytest.mark.parametrize('rotation', [np.eye(3), OBLIQUE], ids=['straight', 'oblique'])
 @pytest.mark.parametrize('flips', FLIPS, ids=str)
 @pytest.mark.parametrize('order', ORDERS, ids=str)
 def test_all_48_orders_round_trip(order, flips, rotation, tmp_path):
     canonical = helper.hu_volume((5, 6, 7))
-    affine = np.eye(4)
-    affine[:3, :3] = rotation * [0.7, 0.9, 2.5]
-    affine[:3, 3] = [-30, 12, 400]
+    affine = straight_affine(rotation)
     array, matrix = stored(canonical, order, flips, affine)
     path = helper.write(tmp_path / 'a.nii', array, matrix)
     volume = nifti.read_image(path)
@@ -48,6 +59,89 @@ def test_all_48_orders_round_trip(order, flips, rotation, tmp_path):
     written = nib.load(tmp_path / 'm.nii.gz')
     np.testing.assert_array_equal(np.asanyarray(written.dataobj), array > 0)
     np.testing.assert_array_equal(written.affine, nib.load(path).affine)
+
+
+CODES = [(0, 1), (1, 0), (1, 1), (2, 4), (4, 3)]  # qform, sform
+
+
+def save(path, array, affine, qform=1, sform=1):
+    """A file as nibabel writes it."""
+    image = nib.Nifti1Image(array, affine)
+    image.set_qform(affine if qform else None, qform)
+    image.set_sform(affine if sform else None, sform)
+    image.header.set_xyzt_units('mm')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize('rotation', [np.eye(3), OBLIQUE], ids=['straight', 'oblique'])
+@pytest.mark.parametrize('flips', FLIPS, ids=str)
+@pytest.mark.parametrize('order', ORDERS, ids=str)
+def test_copied_masks_come_back_with_their_header(order, flips, rotation, tmp_path):
+    """read, canonical, back, write, read: equal voxels, and the header's geometry bit by bit."""
+    canonical = (helper.hu_volume((5, 6, 7)) > 100).astype(np.uint8)
+    array, matrix = stored(canonical, order, flips, straight_affine(rotation))
+    for qform, sform in CODES:
+        path = save(tmp_path / 'a.nii.gz', array, matrix, qform, sform)
+        volume = nifti.read_label(path)
+        label, place = nifti.to_canonical(volume)
+        np.testing.assert_array_equal(label, canonical.transpose(2, 1, 0))
+        copy = tmp_path / 'copy.nii.gz'
+        nifti.write_like(copy, nifti.from_canonical(label.copy(), place), volume, 'uint8')
+        again = nifti.read_label(copy)
+        np.testing.assert_array_equal(again.array, array)
+        assert not again.issues
+        before, after = volume.header.raw, again.header.raw
+        for field in ('qform_code', 'sform_code', 'quatern_b', 'quatern_c', 'quatern_d', 'srow_x',
+                      'qoffset_x', 'qoffset_y', 'qoffset_z', 'srow_y', 'srow_z',
+                      'xyzt_units', 'dim'):  # fmt: skip
+            np.testing.assert_array_equal(before[field], after[field], field)
+        np.testing.assert_array_equal(before['pixdim'][:4], after['pixdim'][:4])
+        assert (before['qform_code'], before['sform_code']) == (qform, sform)
+
+
+@pytest.mark.parametrize('rotation', [np.eye(3), OBLIQUE], ids=['straight', 'oblique'])
+def test_all_48_orders_through_the_store_and_a_prediction(rotation, tmp_path):
+    """48 files of one patient: one volume in the store, and each file's own voxels after it."""
+    canonical, label = phantom_hu((7, 6, 5)), np.zeros((7, 6, 5), np.uint8)
+    label[2:5, 1:4, 3:5] = 1
+    affine, raw = straight_affine(rotation), tmp_path / 'raw'
+    cases = {f'c{n:02d}': pair for n, pair in enumerate(itertools.product(ORDERS, FLIPS))}
+    for n, (case, pair) in enumerate(cases.items()):
+        codes = CODES[n % len(CODES)]
+        save(raw / 'imagesTr' / f'{case}.nii.gz', *stored(canonical, *pair, affine), *codes)
+        save(raw / 'labelsTr' / f'{case}.nii.gz', *stored(label, *pair, affine), *codes)
+    training = [{'image': f'imagesTr/{i}.nii.gz', 'label': f'labelsTr/{i}.nii.gz'} for i in cases]
+    listing = {'labels': {'0': 'background', '1': 'liver'}, 'training': training}
+    (raw / 'dataset.json').write_text(json.dumps(listing))
+    read = ReadOptions(frozenset({'duplicate'}))
+    prepare('decathlon', raw, tmp_path / 'store', read=read, workers=0, log=lambda _: None)
+    store = PatchStore(tmp_path / 'store')
+    for case, pair in cases.items():
+        np.testing.assert_array_equal(store.read_image(case)[..., 0], canonical.transpose(2, 1, 0))
+        np.testing.assert_array_equal(store.read_label(case), label.transpose(2, 1, 0))
+        header = nifti.read_header(raw / 'labelsTr' / f'{case}.nii.gz')
+        place = lib.find_orientation(header.affine, header.shape)
+        nifti.write_like(
+            tmp_path / 'back.nii.gz',
+            nifti.from_canonical(store.read_label(case), place),
+            header,
+            'uint8',
+        )
+        back = nifti.read_label(tmp_path / 'back.nii.gz').array
+        np.testing.assert_array_equal(back, stored(label, *pair, affine)[0])
+    model = make_threshold_model(spacing_mm=store.manifest.spacing_mm)
+    chosen = list(cases)[::7]
+    predict(model, [raw / 'imagesTr' / f'{case}.nii.gz' for case in chosen], tmp_path / 'out')
+    for case in chosen:
+        found = nib.load(tmp_path / 'out' / f'{case}_seg.nii.gz')
+        source = nib.load(raw / 'imagesTr' / f'{case}.nii.gz')
+        hu, _ = stored(canonical, *cases[case], affine)
+        np.testing.assert_array_equal(np.asanyarray(found.dataobj), expected_label(hu))
+        np.testing.assert_array_equal(found.affine, source.affine)
+        for code in ('qform_code', 'sform_code'):
+            assert found.header[code] == source.header[code]
 
 
 def test_views_are_not_copies():

@@ -1,39 +1,28 @@
-"""The built-in cohort: anatomy, tumours, scanner and the folder that it writes."""
+"""The built-in cohort: anatomy, tumours and scanner."""
 
-import json
 import pathlib
 import types
 
-import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from maxquery_jax.data.datasets.decathlon import read_decathlon
 from maxquery_jax.data.datasets.phantom import (
-    AnnotatedGroup,
-    CohortSpec,
     fields,
     generate_case,
     lesions,
     scanner,
     tissues,
     tumours,
-    write_cohort,
 )
 from maxquery_jax.data.datasets.phantom.canvas import Canvas, Grid, Motion, coverage
 from maxquery_jax.data.datasets.phantom.case import draw_motion
 from maxquery_jax.data.datasets.phantom.patient import sample_patient, stream
 from maxquery_jax.data.datasets.phantom.shapes import Tube
-from maxquery_jax.data.datasets.phantom.spec import plan_cases
 from maxquery_jax.data.datasets.phantom.tissues import ORGAN_ID, ORGANS, PHASES
-from maxquery_jax.errors import UserError
 
 COARSE = {'shape_zyx': (22, 34, 40), 'spacing_mm': (8.0, 8.0, 8.0)}
-SMALL_COHORT = {
-    'num_train': 5, 'num_val': 1, 'num_test_inlier': 1, 'num_test_ood': 3, 'seed': 4, **COARSE,
-}  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -42,13 +31,6 @@ def torso():
         seed=1, index=0, shape_zyx=(122, 72, 96), spacing_mm=(5.0, 4.5, 4.5), region='torso',
         phases=('venous', 'arterial_early'),
     )  # fmt: skip
-
-
-@pytest.fixture(scope='module')
-def liver_cohort(tmp_path_factory):
-    root = tmp_path_factory.mktemp('liver')
-    assert write_cohort(root, CohortSpec(**SMALL_COHORT)) == [root]
-    return root
 
 
 def organ(case, name):
@@ -330,159 +312,3 @@ def test_scanner_noise_and_blur():
     assert 60 < edge[47] < edge[48] < 140  # blurred, not a step
     again = scanner.acquire(water, grid, settings, np.random.default_rng(1))
     np.testing.assert_array_equal(image, again)
-
-
-# --- cohorts -------------------------------------------------------------------------------------
-
-
-def test_dataset_json_agrees_with_the_files(liver_cohort):
-    data = json.loads((liver_cohort / 'dataset.json').read_text())
-    assert list(data['labels'].values()) == [
-        'background', 'liver', 'hcc', 'icc', 'metastasis', 'haemangioma', 'cyst',
-        'hepatoblastoma', 'fnh', 'other',
-    ]  # fmt: skip
-    assert data['numTraining'] == len(data['training']) == 10 and data['test'] == []
-    for entry in data['training']:
-        image = nib.load(liver_cohort / entry['image'])
-        label = nib.load(liver_cohort / entry['label'])
-        assert image.get_data_dtype() == np.int16 and label.get_data_dtype() == np.uint8
-        np.testing.assert_array_equal(image.affine, label.affine)
-        assert int(image.header['qform_code']) == int(image.header['sform_code']) == 1
-        assert image.header.get_zooms() == (8, 8, 8)
-    files = {path.name for path in liver_cohort.glob('*Tr/*')}
-    assert files == {f'phantom_{n:04d}.nii.gz' for n in range(10)}
-    reader = read_decathlon(liver_cohort)
-    assert reader.roles is not None and reader.splits is not None
-    assert reader.roles['liver'] == 'organ' and reader.roles['fnh'] == 'ood'
-    assert len(reader.splits['test']) == 4 and len(reader.splits['train']) == 5
-
-
-def test_held_out_labels_occur_in_test_only_and_every_label_occurs(liver_cohort):
-    data = json.loads((liver_cohort / 'dataset.json').read_text())
-    extra = data['maxquery_jax']
-    seen = {}
-    for split, ids in extra['splits'].items():
-        for case_id in ids:
-            label = np.asarray(nib.load(liver_cohort / f'labelsTr/{case_id}.nii.gz').dataobj)
-            found = {data['labels'][str(n)] for n in np.unique(label)}
-            roles = {extra['roles'][name] for name in found}
-            assert {'background', 'organ'} <= roles
-            assert not {'tumour', 'ood'} <= roles  # one kind a case
-            assert 'ood' not in roles or split == 'test'
-            assert {t['label'] for t in extra['tumours'][case_id]} <= found
-            seen[case_id] = found
-    assert set().union(*seen.values()) == set(data['labels'].values())
-
-
-def test_files_hold_the_case_in_turning_orientations(liver_cohort):
-    codes = []
-    for plan in plan_cases(CohortSpec(**SMALL_COHORT))[:3]:
-        image = nib.load(liver_cohort / f'imagesTr/{plan.case_id}.nii.gz')
-        codes.append(''.join(nib.aff2axcodes(image.affine)))
-        canonical = nib.as_closest_canonical(image)
-        wanted = tuple(name for name in (plan.choices[0], plan.second) if name)
-        case = generate_case(seed=4, index=plan.index, region='liver', tumours=wanted, **COARSE)
-        array = np.asarray(canonical.dataobj).transpose(2, 1, 0)
-        np.testing.assert_array_equal(array, case.image[..., 0])
-        np.testing.assert_allclose(
-            canonical.affine[:3, 3], [case.grid.x[0], case.grid.y[0], case.grid.z[0]], atol=1e-4
-        )
-    assert codes == ['LPS', 'LAS', 'RAS']
-
-
-def test_workers_do_not_change_the_data(tmp_path):
-    spec = CohortSpec(num_train=2, num_val=0, num_test_inlier=0, num_test_ood=1, seed=8, **COARSE)
-    done = []
-    for workers in (0, 2):
-        write_cohort(tmp_path / str(workers), spec, workers=workers,
-                     on_case=lambda *args: done.append(args))  # fmt: skip
-    files = sorted(path.relative_to(tmp_path / '0') for path in (tmp_path / '0').rglob('*.*'))
-    assert len(files) == 7
-    for name in files:
-        assert (tmp_path / '0' / name).read_bytes() == (tmp_path / '2' / name).read_bytes(), name
-    assert [args[1:] for args in done] == [(1, 3), (2, 3), (3, 3)] * 2
-
-
-def test_several_phases_become_numbered_channels(tmp_path):
-    spec = CohortSpec(task='pancreas', num_train=1, num_val=0, num_test_inlier=0, num_test_ood=0,
-                      phases=['noncontrast', 'arterial_late'], **COARSE)  # fmt: skip
-    assert spec.reference_phase == 'arterial_late'
-    write_cohort(tmp_path, spec)
-    data = json.loads((tmp_path / 'dataset.json').read_text())
-    assert data['channel_names'] == {'0': 'noncontrast', '1': 'arterial_late'}
-    assert sorted(path.name for path in (tmp_path / 'imagesTr').iterdir()) == [
-        'phantom_0000_0000.nii.gz', 'phantom_0000_0001.nii.gz',
-    ]  # fmt: skip
-    (case,) = read_decathlon(tmp_path).cases
-    assert len(case.images) == 2
-
-
-def test_groups_are_partially_labelled_data_sets(tmp_path):
-    grid = {'shape_zyx': (24, 34, 40), 'spacing_mm': (8.0, 8.0, 8.0), 'region': 'abdomen'}
-    groups = (
-        AnnotatedGroup('organs', ('liver', 'spleen'), num_train=1),
-        {'name': 'lits', 'annotated': ['liver', 'liver_tumor'], 'tumours': ['liver_tumor'],
-         'num_train': 1},
-        AnnotatedGroup('blind', ('liver',), ('liver_tumor',), num_test=1),
-    )  # fmt: skip
-    spec = CohortSpec(task='abdomen', annotated_groups=groups, **grid)
-    folders = write_cohort(tmp_path, spec)
-    assert [folder.name for folder in folders] == ['organs', 'lits', 'blind']
-    labels = {}
-    for folder in folders:
-        data = json.loads((folder / 'dataset.json').read_text())
-        (entry,) = data['training']
-        label = np.asarray(nib.load(folder / entry['label']).dataobj)
-        labels[folder.name] = {data['labels'][str(n)] for n in np.unique(label)}
-        extra = data['maxquery_jax']
-        assert set(extra['annotated']).isdisjoint(extra['unannotated'])
-        assert len(extra['annotated']) + len(extra['unannotated']) == 45
-        assert 'case' not in entry
-    assert labels == {
-        'organs': {'background', 'liver', 'spleen'},
-        'lits': {'background', 'liver', 'liver_tumor'},
-        'blind': {'background', 'liver'},
-    }
-    ids = [json.loads((f / 'dataset.json').read_text())['training'][0]['image'] for f in folders]
-    assert len(set(ids)) == 3  # different patients
-
-
-def test_a_finished_cohort_is_left_alone_and_another_is_refused(liver_cohort):
-    path = liver_cohort / 'dataset.json'
-    before = path.stat().st_mtime_ns
-    write_cohort(liver_cohort, CohortSpec(**SMALL_COHORT))
-    assert path.stat().st_mtime_ns == before
-    with pytest.raises(UserError, match='another data set'):
-        write_cohort(liver_cohort, CohortSpec(**{**SMALL_COHORT, 'seed': 5}))
-
-
-@pytest.mark.parametrize(
-    'values, words',
-    [({'task': 'brain'}, 'task'), ({'phases': ('pet',)}, 'phases'), ({'phases': ()}, 'phases'),
-     ({'region': 'head'}, 'region'), ({'shape_zyx': (4, 80, 80)}, 'shape_zyx'),
-     ({'spacing_mm': (5, 4, -4)}, 'spacing_mm'), ({'num_train': -1}, 'num_train'),
-     ({'ood_labels': ('liver',)}, 'ood_labels'), ({'reference_phase': 'delay'}, 'reference'),
-     ({'annotated_groups': [{'name': '../x'}]}, 'folder'),
-     ({'annotated_groups': [{'name': 'x', 'annotated': ['heart']}]}, 'heart')],
-)  # fmt: skip
-def test_unusable_specifications(values, words):
-    with pytest.raises(UserError, match=words):
-        CohortSpec(**values)
-
-
-def test_a_tumour_outside_the_field_of_view_is_refused():
-    with pytest.raises(UserError, match='field of view'):
-        generate_case(seed=0, index=0, region='liver', tumours=('rectal_carcinoma',), **COARSE)
-    with pytest.raises(UserError, match='unknown phantom tumour'):
-        generate_case(seed=0, index=0, tumours=('wart',), **COARSE)
-
-
-def test_held_out_labels_can_be_chosen():
-    spec = CohortSpec(ood_labels=('cyst',), num_train=14, num_test_ood=2)
-    task = spec.resolved_task
-    assert task.labels[-1] == 'cyst' and task.roles['fnh'] == 'tumour'
-    plans = plan_cases(spec)
-    assert len({plan.index for plan in plans}) == len(plans)
-    for plan in plans:
-        assert (plan.choices[0] == 'cyst') == (plan in plans[-2:])
-        assert plan.second != 'cyst'

@@ -3,16 +3,28 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
+import psutil
 import pytest
-from store_helper import LABELS, build_store, make_case
+from store_helper import LABELS, build_store, make_case, make_manifest
 
 from maxquery_jax.data.pipeline import build_batches
-from maxquery_jax.data.store import PatchStore
+from maxquery_jax.data.store import PatchStore, StoreWriter
 from maxquery_jax.errors import UserError
 
 OPTIONS = {'crop_size': (8, 10, 12), 'batch_size': 4, 'seed': 7}
+
+
+def write_noise(path, shape=(96, 192, 192)):
+    rng = np.random.default_rng(0)
+    writer = StoreWriter(path)
+    image = rng.integers(-1000, 1000, (*shape, 1)).astype(np.int16)
+    label = rng.integers(0, 2, shape).astype(np.uint8)
+    records = {'c0': writer.write_case('c0', image, label)}
+    writer.finish(make_manifest(records, {'train': ['c0']}))
+    return path
 
 
 @pytest.fixture(scope='module')
@@ -58,23 +70,91 @@ def test_same_seed_and_step_give_the_same_batch(store):
     assert not np.array_equal(once[0]['image'], other['image'])
 
 
-@pytest.mark.parametrize('num_workers', [1, 2])
+@pytest.fixture(scope='module')
+def mixture(store, tmp_path_factory):
+    """Two stores, the second of which does not annotate tumours."""
+    path = tmp_path_factory.mktemp('data') / 'partial'
+    build_store(path, 3, classes=(1,), dataset='partial', annotated=['liver'])
+    return [store, PatchStore(path)]
+
+
+MIXED = {'mix': (2, 1), 'deform_rate': 0.5, 'crop_size': (12, 14, 16), 'patch_size': (8, 10, 12)}
+
+
+@pytest.mark.parametrize('num_workers', [1, 2, 4])
 def test_workers_do_not_change_the_data(store, num_workers):
     assert_same(take(store, 5), take(store, 5, num_workers=num_workers))
     assert not multiprocessing.active_children()
 
 
-def test_hosts_read_neighbouring_rows_of_the_one_host_batch(store):
-    whole = take(store, 4)
+@pytest.mark.parametrize('num_workers', [2, 4])
+def test_workers_do_not_change_a_mixture(mixture, num_workers):
+    assert_same(take(mixture, 5, **MIXED), take(mixture, 5, **MIXED, num_workers=num_workers))
+
+
+@pytest.mark.parametrize('mixed', [False, True])
+def test_hosts_read_neighbouring_rows_of_the_one_host_batch(store, mixture, mixed):
+    stores, options = (mixture, MIXED) if mixed else (store, {})
+    whole = take(stores, 4, **options)
     for count in (2, 4):
-        parts = [take(store, 4, shard_index=i, shard_count=count) for i in range(count)]
+        shards = [{'shard_index': i, 'shard_count': count} for i in range(count)]
+        parts = [take(stores, 4, **options, **shard) for shard in shards]
         joined = [
             {key: np.concatenate([part[step][key] for part in parts]) for key in whole[0]}
             for step in range(4)
         ]
         assert_same(whole, joined)
-    resumed = take(store, 1, shard_index=1, shard_count=2, start_step=3)[0]
+    shard = {'shard_index': 1, 'shard_count': 2}
+    resumed = take(stores, 1, start_step=3, **options, **shard)[0]
     np.testing.assert_array_equal(resumed['image'], whole[3]['image'][2:])
+
+
+def test_any_step_is_there_at_once(store, mixture):
+    for stores, options in ((store, {}), (mixture, MIXED)):
+        started = time.perf_counter()
+        late = take(stores, 1, start_step=10**6, **options)
+        assert time.perf_counter() - started < 1
+        assert_same(late, take(stores, 1, start_step=10**6, **options))
+
+
+def test_partial_stores_bring_a_mask(store, mixture):
+    assert 'class_mask' not in take(store, 1)[0]
+    for batch in take(mixture, 6, **MIXED):
+        of_partial = batch['case'] >= 5
+        assert batch['class_mask'].dtype == bool and batch['class_mask'].shape == (4, 3)
+        np.testing.assert_array_equal(batch['class_mask'], ~of_partial[:, None] | [[1, 1, 0]])
+
+
+def test_crops_that_are_not_deformed_hold_the_patch_only(store):
+    options = {'crop_size': (16, 18, 20), 'patch_size': (8, 10, 12)}
+    whole = take(store, 40, **options)
+    some = take(store, 40, **options, deform_rate=0.3)
+    inner = (slice(None), slice(4, 12), slice(4, 14), slice(4, 16))
+    for full, batch in zip(whole, some, strict=True):
+        for i, deformed in enumerate(batch['deformed']):
+            if deformed:
+                np.testing.assert_array_equal(batch['image'][i], full['image'][i])
+                np.testing.assert_array_equal(batch['label'][i], full['label'][i])
+            rest = batch['image'][i].copy()
+            rest[inner[1:]] = 0
+            assert rest.any() == deformed
+        np.testing.assert_array_equal(batch['image'][inner], full['image'][inner])
+        np.testing.assert_array_equal(batch['label'][inner], full['label'][inner])
+    share = np.mean([batch['deformed'] for batch in some])
+    assert abs(share - 0.3) < 0.12  # of 160
+
+
+def test_memory_stays_flat(tmp_path):
+    # Noise: its chunks are large, and kept in memory they would fragment it.
+    stores = [PatchStore(write_noise(tmp_path / name)) for name in ('a', 'b')]
+    process = psutil.Process()
+    with build_batches(stores, **{**OPTIONS, 'batch_size': 2}, num_threads=2) as batches:
+        sizes = []
+        for _ in range(5):
+            for _ in range(150):
+                next(batches)
+            sizes.append(process.memory_info().rss)
+    assert sizes[-1] - sizes[1] < 12 * 2**20, sizes
 
 
 def test_every_case_once_per_epoch_in_changing_order(store):

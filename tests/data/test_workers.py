@@ -1,13 +1,12 @@
 """The process pool: every result, and a dead process named by its case."""
 
-import io
 import multiprocessing
 import os
 import signal
 
 import pytest
 
-from maxquery_jax.data.workers import Progress, map_cases
+from maxquery_jax.data.workers import map_cases
 from maxquery_jax.errors import UserError
 
 
@@ -63,21 +62,3 @@ def test_no_process_is_left_behind():
     next(results)
     results.close()  # the caller stops early
     assert len(multiprocessing.active_children()) == before
-
-
-def test_progress_off_a_terminal_prints_whole_lines():
-    stream = io.StringIO()
-    line = Progress('check', 3, stream, every_s=0)
-    for name in 'abc':
-        line.step(name)
-    assert [text.split()[:2] for text in stream.getvalue().splitlines()] == [
-        ['check', '1/3'], ['check', '2/3'], ['check', '3/3']]  # fmt: skip
-
-
-def test_progress_on_a_terminal_rewrites_one_line():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    line = Progress('check', 2, stream)
-    line.step('a')
-    line.step('b')
-    assert stream.getvalue().count('\n') == 1 and '1/2  a' in stream.getvalue()

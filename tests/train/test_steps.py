@@ -56,17 +56,16 @@ def train(num_steps=3, accumulate=1, drop=0.0, seed=0, batch=None, mesh=None, fr
                 model,
                 tx,
                 objective,
-                seed=seed,
-                stage='toy',
                 accumulate=accumulate,
                 frozen_steps=frozen_steps,
             ),
             out_shardings=(shardings, None),
         )
+        key = rngs.stream_key(seed, 'toy/dropout')
         augment_step = steps.make_augment_step(augment, seed=seed, stage='toy')
         for index in range(num_steps):
             raw = sharding.put_batch(batch or make_batch(), mesh)
-            current, metrics = step(current, augment_step(raw, index))
+            current, metrics = step(current, augment_step(raw, index), key)
     return jax.device_get(current), jax.device_get(metrics), step
 
 
@@ -136,3 +135,21 @@ def test_eval_step_counts_by_hand():
     step = steps.make_eval_step(Fixed(), lambda batch, key: batch, 2)
     counts = step({}, {'image': jnp.asarray(image), 'label': jnp.asarray(label)})
     np.testing.assert_array_equal(counts, [[1, 2, 2], [1, 2, 2]])
+    batch = {
+        'image': jnp.tile(jnp.asarray(image), (2, 1, 1, 1, 1)),
+        'label': jnp.tile(jnp.asarray(label), (2, 1, 1, 1)),
+        'class_mask': jnp.array([[True, True], [True, False]]),
+    }
+    np.testing.assert_array_equal(step({}, batch), [[2, 4, 4], [1, 2, 2]])
+
+
+def test_the_program_does_not_depend_on_the_seed():
+    def program(seed):
+        model, tx = Toy(0.3), optax.adam(0.01)
+        params = state.init_params(model, (1, 4, 4, 4, 2), rngs.stream(seed, 'init', 0))
+        current = state.TrainState(jnp.asarray(0), params, tx.init(params))
+        step = steps.make_train_step(model, tx, objective)
+        key = rngs.stream_key(seed, 'toy/dropout')
+        return jax.jit(step).lower(current, make_batch(), key).as_text()
+
+    assert program(0) == program(1)

@@ -80,7 +80,7 @@ def benchmark_step(
         )
         started = time.perf_counter()
         batch = stage.abstract_batch(config.data.batch_size, channels, mesh)
-        compiled = step.lower(shapes, batch).compile()
+        compiled = step.lower(shapes, batch, stage.dropout_key).compile()
         compile_s = time.perf_counter() - started
         raw = stage.abstract_raw_batch(config.data.batch_size, channels, mesh)
         host = _random_batch(raw, manifest.num_classes, config.seed)
@@ -88,7 +88,8 @@ def benchmark_step(
         for index in range(num_steps + 1):
             started = time.perf_counter()
             raw = sharding.put_batch(host, mesh)
-            state, metrics = compiled(state, stage.augment_step(raw, index))
+            batch = stage.augment_step(raw, index)
+            state, metrics = compiled(state, batch, stage.dropout_key)
             losses.append(float(metrics['loss']))
             times.append(time.perf_counter() - started)
     times = times[1:]
