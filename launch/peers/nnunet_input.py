@@ -12,6 +12,7 @@ augment and total, it prints one line of JSON with the seconds. An empty line en
 is not part of the package: nothing imports it.
 """
 
+# pyright: reportMissingImports=false
 import json
 import os
 import pathlib

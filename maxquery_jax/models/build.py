@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from maxquery_jax.errors import UserError
 from maxquery_jax.models.backbones.topology import Topology, plan_topology
 from maxquery_jax.models.backbones.unet import UNet, UNetSegmenter
+from maxquery_jax.models.kmax_decoder import DecoderOptions
 from maxquery_jax.models.maxquery import MaxQuery
 
 BACKBONES = ('unet',)
@@ -72,19 +73,21 @@ def build_model(
     return MaxQuery(
         backbone=backbone,
         num_classes=num_classes,
-        num_queries=decoder.num_queries,
-        output_strides=tuple(decoder.output_strides),
-        query_dim=decoder.query_dim,
-        embed_dim=decoder.embed_dim,
-        num_heads=decoder.num_heads,
-        ffn_dim=decoder.ffn_dim,
-        drop_path=decoder.drop_path,
+        decoder=DecoderOptions(
+            num_queries=decoder.num_queries,
+            output_strides=tuple(decoder.output_strides),
+            query_dim=decoder.query_dim,
+            embed_dim=decoder.embed_dim,
+            num_heads=decoder.num_heads,
+            ffn_dim=decoder.ffn_dim,
+            drop_path=decoder.drop_path,
+            self_attention_input=decoder.self_attention_input,
+            kmeans_reduction=decoder.kmeans_reduction,
+            pixel_norm=decoder.get('pixel_norm', 'instance'),
+            dtype=DTYPES[cfg.dtype],
+        ),
         deep_supervision=decoder.deep_supervision,
         pixel_stride=tuple(decoder.pixel_stride),
-        self_attention_input=decoder.self_attention_input,
-        kmeans_reduction=decoder.kmeans_reduction,
-        pixel_norm=decoder.get('pixel_norm', 'instance'),
-        dtype=DTYPES[cfg.dtype],
     )
 
 

@@ -5,6 +5,7 @@ predicts a segmentation of its own; that prediction's response is at once the as
 k-means cross-attention and what deep supervision acts on.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -26,6 +27,38 @@ from maxquery_jax.models.attention import (
 from maxquery_jax.models.layers import MLP, Dense, DropPath
 from maxquery_jax.ops.norm import EPSILON
 from maxquery_jax.typing import Array, PixelFeatures, QueryPrediction
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderOptions:
+    """Sizes and choices of the query decoder; the defaults are the paper's.
+
+    Attributes:
+        num_queries: N.
+        output_strides: of the pixel features that the blocks see, in order, coarse to fine.
+        query_dim: width Q of the queries.
+        embed_dim: width C in which queries and voxels are compared.
+        num_heads: of the self-attention.
+        ffn_dim: hidden width of the feed-forward parts.
+        drop_path: probability of dropping each update of the queries, per sample.
+        self_attention_input: 'pre' takes queries, keys and values from the block's input (as
+            kMaX-DeepLab does), 'post' from the queries after the k-means update.
+        kmeans_reduction: 'sum' or 'mean', see `ops.assignment.kmeans_update`.
+        pixel_norm: 'instance' or 'l2', see `PixelResponse`.
+        dtype: compute dtype; responses and logits are float32.
+    """
+
+    num_queries: int = 32
+    output_strides: tuple[int, ...] = (32, 16, 8, 4)
+    query_dim: int = 256
+    embed_dim: int = 128
+    num_heads: int = 8
+    ffn_dim: int = 2048
+    drop_path: float = 0.2
+    self_attention_input: str = 'pre'
+    kmeans_reduction: str = 'sum'
+    pixel_norm: str = 'instance'
+    dtype: Dtype = jnp.float32
 
 
 class ClusterHead(nn.Module, kw_only=True):
@@ -158,26 +191,11 @@ class KMaxBlock(nn.Module, kw_only=True):
 
     Attributes:
         num_classes: K.
-        embed_dim: width C in which queries and voxels are compared.
-        num_heads: of the self-attention.
-        ffn_dim: hidden width of the feed-forward part.
-        drop_path: probability of dropping each of the three updates, per sample.
-        self_attention_input: 'pre' takes queries, keys and values from the block's input (as
-            kMaX-DeepLab does), 'post' from the queries after the k-means update.
-        kmeans_reduction: 'sum' or 'mean', see `ops.assignment.kmeans_update`.
-        pixel_norm: 'instance' or 'l2', see `PixelResponse`.
-        dtype: compute dtype.
+        options: of the decoder.
     """
 
     num_classes: int
-    embed_dim: int = 128
-    num_heads: int = 8
-    ffn_dim: int = 2048
-    drop_path: float = 0.2
-    self_attention_input: str = 'pre'
-    kmeans_reduction: str = 'sum'
-    pixel_norm: str = 'instance'
-    dtype: Dtype = jnp.float32
+    options: DecoderOptions
 
     @nn.compact
     def __call__(
@@ -193,42 +211,49 @@ class KMaxBlock(nn.Module, kw_only=True):
         Returns:
             Updated queries [B, N, Q] float32, and the prediction of the queries before the update.
         """
-        width = queries.shape[-1]
-        projection = QueryProjection(features=width, dtype=self.dtype, name='query_projection')
+        options, width = self.options, queries.shape[-1]
+        projection = QueryProjection(features=width, dtype=options.dtype, name='query_projection')
         query_space = projection(queries)
         pixel_space = gelu(
-            PixelProjection(features=width, dtype=self.dtype, name='pixel_projection')(gelu(pixels))
+            PixelProjection(features=width, dtype=options.dtype, name='pixel_projection')(
+                gelu(pixels)
+            )
         )
         prediction = self._predict(query_space, pixel_space)
 
         update = KMeansCrossAttention(
-            reduction=self.kmeans_reduction, dtype=self.dtype, name='kmeans'
+            reduction=options.kmeans_reduction, dtype=options.dtype, name='kmeans'
         )(prediction.query_response, pixel_space)
         queries += self._drop(update, 'kmeans_drop', train)
 
-        attend = SelfAttention(num_heads=self.num_heads, dtype=self.dtype, name='attention')
-        update = attend(query_space if self.self_attention_input == 'pre' else projection(queries))
+        attend = SelfAttention(num_heads=options.num_heads, dtype=options.dtype, name='attention')
+        update = attend(
+            query_space if options.self_attention_input == 'pre' else projection(queries)
+        )
         queries = gelu(queries + self._drop(update, 'attention_drop', train))
 
-        hidden = QueryProjection(features=self.ffn_dim, dtype=self.dtype, name='ffn_hidden')
-        out = Dense(features=width, kernel_init=RESIDUAL_INIT, dtype=self.dtype, name='ffn_out')
+        hidden = QueryProjection(features=options.ffn_dim, dtype=options.dtype, name='ffn_hidden')
+        out = Dense(features=width, kernel_init=RESIDUAL_INIT, dtype=options.dtype, name='ffn_out')
         queries = gelu(queries + self._drop(out(hidden(queries)), 'ffn_drop', train))
         return queries, prediction
 
     def _predict(self, query_space: Array, pixel_space: Array) -> QueryPrediction:
+        options = self.options
         centers, class_logits = ClusterHead(
             num_classes=self.num_classes,
-            embed_dim=self.embed_dim,
-            dtype=self.dtype,
+            embed_dim=options.embed_dim,
+            dtype=options.dtype,
             name='cluster_head',
         )(query_space)
-        respond = PixelResponse(norm=self.pixel_norm, dtype=self.dtype, name='pixel_response')
+        respond = PixelResponse(norm=options.pixel_norm, dtype=options.dtype, name='pixel_response')
         response = respond(pixel_space, centers)
         return QueryPrediction(query_response=response, class_logits=class_logits)
 
     def _drop(self, update: Array, name: str, train: bool) -> Array:
         """Drop path; float32, as the queries that the update is added to."""
-        return DropPath(rate=self.drop_path, name=name)(update.astype(jnp.float32), train=train)
+        return DropPath(rate=self.options.drop_path, name=name)(
+            update.astype(jnp.float32), train=train
+        )
 
 
 class QueryDecoder(nn.Module, kw_only=True):
@@ -236,24 +261,11 @@ class QueryDecoder(nn.Module, kw_only=True):
 
     Attributes:
         num_classes: K.
-        num_queries: N.
-        output_strides: of the pixel features that the blocks see, in order.
-        query_dim: width Q of the queries.
-        embed_dim: see `KMaxBlock`; so are the fields below.
+        options: sizes and choices.
     """
 
     num_classes: int
-    num_queries: int = 32
-    output_strides: tuple[int, ...] = (32, 16, 8, 4)
-    query_dim: int = 256
-    embed_dim: int = 128
-    num_heads: int = 8
-    ffn_dim: int = 2048
-    drop_path: float = 0.2
-    self_attention_input: str = 'pre'
-    kmeans_reduction: str = 'sum'
-    pixel_norm: str = 'instance'
-    dtype: Dtype = jnp.float32
+    options: DecoderOptions
 
     @nn.compact
     def __call__(
@@ -263,23 +275,12 @@ class QueryDecoder(nn.Module, kw_only=True):
         init = nn.with_logical_partitioning(
             initializers.truncated_normal(1.0), (axes.QUERY, axes.FEATURES_OUT)
         )
-        shape = (self.num_queries, self.query_dim)
+        shape = (self.options.num_queries, self.options.query_dim)
         initial: Any = self.param('queries', init, shape, jnp.float32)
         queries = jnp.broadcast_to(initial[None], (features.full.shape[0], *shape))
         predictions = []
-        for i, stride in enumerate(self.output_strides):
-            block = KMaxBlock(
-                num_classes=self.num_classes,
-                embed_dim=self.embed_dim,
-                num_heads=self.num_heads,
-                ffn_dim=self.ffn_dim,
-                drop_path=self.drop_path,
-                self_attention_input=self.self_attention_input,
-                kmeans_reduction=self.kmeans_reduction,
-                pixel_norm=self.pixel_norm,
-                dtype=self.dtype,
-                name=f'block{i}',
-            )
+        for i, stride in enumerate(self.options.output_strides):
+            block = KMaxBlock(num_classes=self.num_classes, options=self.options, name=f'block{i}')
             queries, prediction = block(queries, features.decoder[stride], train=train)
             predictions.append(prediction)
         return queries, tuple(predictions)

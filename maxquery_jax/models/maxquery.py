@@ -5,8 +5,12 @@ import jax
 import jax.numpy as jnp
 
 from maxquery_jax import axes
-from maxquery_jax.models.attention import Dtype
-from maxquery_jax.models.kmax_decoder import ClusterHead, PixelResponse, QueryDecoder
+from maxquery_jax.models.kmax_decoder import (
+    ClusterHead,
+    DecoderOptions,
+    PixelResponse,
+    QueryDecoder,
+)
 from maxquery_jax.ops import anomaly
 from maxquery_jax.ops.assignment import aggregate, assignment
 from maxquery_jax.ops.spatial import resize_linear
@@ -39,37 +43,17 @@ class MaxQuery(nn.Module, kw_only=True):
     Attributes:
         backbone: image to PixelFeatures.
         num_classes: K.
-        num_queries: N.
-        output_strides: of the pixel features seen by the decoder's blocks, coarse to fine.
-        query_dim: width of the queries.
-        embed_dim: width C of P and of the cluster centres.
-        num_heads: heads of the self-attention.
-        ffn_dim: hidden width of the feed-forward parts.
-        drop_path: probability of dropping an update of the queries, per sample.
+        decoder: sizes and choices of the query decoder.
         deep_supervision: whether training returns the blocks' predictions. Without it the blocks'
             cluster heads and pixel responses get no gradient: the hard assignment passes none.
         pixel_stride: (z, y, x) stride of P.
-        self_attention_input: 'pre' or 'post', see `KMaxBlock`.
-        kmeans_reduction: 'sum' or 'mean', see `ops.assignment.kmeans_update`.
-        pixel_norm: 'instance' or 'l2', see `PixelResponse`.
-        dtype: compute dtype of the decoder; responses and logits are float32.
     """
 
     backbone: nn.Module
     num_classes: int
-    num_queries: int = 32
-    output_strides: tuple[int, ...] = (32, 16, 8, 4)
-    query_dim: int = 256
-    embed_dim: int = 128
-    num_heads: int = 8
-    ffn_dim: int = 2048
-    drop_path: float = 0.2
+    decoder: DecoderOptions = DecoderOptions()
     deep_supervision: bool = True
     pixel_stride: tuple[int, int, int] = (1, 1, 1)
-    self_attention_input: str = 'pre'
-    kmeans_reduction: str = 'sum'
-    pixel_norm: str = 'instance'
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -86,29 +70,18 @@ class MaxQuery(nn.Module, kw_only=True):
         features = self.backbone(image, train=train)
         if freeze_backbone:
             features = jax.tree.map(jax.lax.stop_gradient, features)
+        options = self.decoder
         queries, block_predictions = QueryDecoder(
-            num_classes=self.num_classes,
-            num_queries=self.num_queries,
-            output_strides=self.output_strides,
-            query_dim=self.query_dim,
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            ffn_dim=self.ffn_dim,
-            drop_path=self.drop_path,
-            self_attention_input=self.self_attention_input,
-            kmeans_reduction=self.kmeans_reduction,
-            pixel_norm=self.pixel_norm,
-            dtype=self.dtype,
-            name='query_decoder',
+            num_classes=self.num_classes, options=options, name='query_decoder'
         )(features, train=train)
         centers, class_logits = ClusterHead(
             num_classes=self.num_classes,
-            embed_dim=self.embed_dim,
-            dtype=self.dtype,
+            embed_dim=options.embed_dim,
+            dtype=options.dtype,
             name='cluster_head',
         )(queries)
         pixels = average_pool(features.full, self.pixel_stride)
-        respond = PixelResponse(norm=self.pixel_norm, dtype=self.dtype, name='pixel_response')
+        respond = PixelResponse(norm=options.pixel_norm, dtype=options.dtype, name='pixel_response')
         response = respond(pixels, centers)
         response = nn.with_logical_constraint(response, axes.RESPONSE)
         seg_logits = resize_to(segment(class_logits, response), image.shape[1:4])

@@ -23,6 +23,7 @@ TINY = [
     '--config.data.phantom.shape_zyx=(16,32,32)',
     '--config.data.phantom.spacing_mm=(10.0,8.0,8.0)',
     '--config.data.patch_size=(16,32,32)',
+    '--config.augment.enabled=True',
     '--config.model.backbone.base_features=4',
     '--config.model.conv_form=plain',
     '--config.model.decoder.output_strides=(4,2)',

@@ -79,14 +79,15 @@ def test_fields_reach_the_model(cfg):
     cfg.decoder.kmeans_reduction = 'mean'
     cfg.decoder.pixel_norm = 'l2'
     model = build(cfg, conv_form='scan')
-    assert model.dtype == jnp.bfloat16
+    assert model.decoder.dtype == jnp.bfloat16
     assert model.backbone.dtype == jnp.bfloat16
     assert model.backbone.conv_form == 'scan'
     assert model.pixel_stride == (1, 2, 2)
-    assert model.output_strides == (4, 2)
-    assert (model.self_attention_input, model.kmeans_reduction) == ('post', 'mean')
-    assert model.pixel_norm == 'l2'
-    assert model.drop_path == 0.2
+    assert model.decoder.output_strides == (4, 2)
+    decoder = model.decoder
+    assert (decoder.self_attention_input, decoder.kmeans_reduction) == ('post', 'mean')
+    assert model.decoder.pixel_norm == 'l2'
+    assert decoder.drop_path == 0.2
 
 
 def test_both_objectives_share_the_backbones_parameters(cfg):
@@ -109,7 +110,7 @@ def test_the_papers_patches_have_the_papers_strides(cfg):
     cfg.decoder.output_strides = (32, 16, 8, 4)
     for patch, in_plane in (((28, 192, 320), 0.419), ((40, 192, 224), 0.760)):
         model = build(cfg, patch_size=patch, spacing_mm=(3.0, in_plane, in_plane))
-        assert set(model.output_strides) <= set(model.backbone.topology.output_strides)
+        assert set(model.decoder.output_strides) <= set(model.backbone.topology.output_strides)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from flax.linen import meta
 
-from maxquery_jax.models.kmax_decoder import ClusterHead, KMaxBlock, PixelResponse, QueryDecoder
+from maxquery_jax.models.kmax_decoder import (
+    ClusterHead,
+    DecoderOptions,
+    KMaxBlock,
+    PixelResponse,
+    QueryDecoder,
+)
 from maxquery_jax.typing import PixelFeatures
 
 Q, C, N, K, HEADS = 8, 6, 5, 3, 2
@@ -116,8 +122,8 @@ def double(tree):
 
 
 def block(**kwargs):
-    sizes = {'num_classes': K, 'embed_dim': C, 'num_heads': HEADS, 'ffn_dim': 12}
-    return KMaxBlock(**{**sizes, **kwargs})
+    sizes = {'embed_dim': C, 'num_heads': HEADS, 'ffn_dim': 12}
+    return KMaxBlock(num_classes=K, options=DecoderOptions(**{**sizes, **kwargs}))
 
 
 @pytest.mark.parametrize('attend', ['pre', 'post'])
@@ -208,8 +214,7 @@ def test_drop_path_keeps_or_drops_whole_updates():
 def test_decoder_predicts_at_each_stride(dtype):
     maps = {8: normal(0, 2, 1, 2, 3, 9).astype(dtype), 4: normal(1, 2, 2, 4, 6, 7).astype(dtype)}
     features = PixelFeatures(encoder={}, decoder=maps, full=jnp.zeros((2, 8, 16, 24, 4)))
-    module = QueryDecoder(
-        num_classes=K,
+    options = DecoderOptions(
         num_queries=N,
         output_strides=(8, 4),
         query_dim=Q,
@@ -218,6 +223,7 @@ def test_decoder_predicts_at_each_stride(dtype):
         ffn_dim=12,
         dtype=dtype,
     )
+    module = QueryDecoder(num_classes=K, options=options)
     variables = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), features))
     queries, predictions = jax.eval_shape(module.apply, variables, features)
     assert queries.shape == (2, N, Q)

@@ -9,6 +9,7 @@ from flax.linen import meta
 
 from maxquery_jax import axes
 from maxquery_jax.losses.total import maxquery_objective
+from maxquery_jax.models.kmax_decoder import DecoderOptions
 from maxquery_jax.models.maxquery import MaxQuery, anomaly_map, average_pool, segment
 from maxquery_jax.ops.anomaly import SCORES
 from maxquery_jax.ops.assignment import aggregate, assignment
@@ -33,7 +34,6 @@ class PoolingBackbone(nn.Module, kw_only=True):
 
 def build(**kwargs) -> MaxQuery:
     sizes = {
-        'num_classes': K,
         'num_queries': N,
         'output_strides': (4, 2),
         'query_dim': 8,
@@ -41,8 +41,12 @@ def build(**kwargs) -> MaxQuery:
         'num_heads': 2,
         'ffn_dim': 12,
     }
-    dtype = kwargs.get('dtype', jnp.float32)
-    return MaxQuery(backbone=PoolingBackbone(dtype=dtype), **{**sizes, **kwargs})
+    own = {
+        name: kwargs.pop(name) for name in ('deep_supervision', 'pixel_stride') if name in kwargs
+    }
+    options = DecoderOptions(**{**sizes, **kwargs})
+    backbone = PoolingBackbone(dtype=options.dtype)
+    return MaxQuery(backbone=backbone, num_classes=K, decoder=options, **own)
 
 
 @pytest.fixture(scope='module')

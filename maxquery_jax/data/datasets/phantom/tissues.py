@@ -5,37 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from maxquery_jax.data.taxonomy import TAXONOMY
 from maxquery_jax.errors import UserError
 
 PHASES = ('noncontrast', 'arterial_early', 'arterial_late', 'venous', 'delay')
 
-ORGANS = (  # ZePT Table 8, in its order; the id is the position + 1
-    'spleen',
-    'right_kidney',
-    'left_kidney',
-    'gall_bladder',
-    'esophagus',
-    'liver',
-    'stomach',
-    'aorta',
-    'postcava',
-    'portal_vein_and_splenic_vein',
-    'pancreas',
-    'right_adrenal_gland',
-    'left_adrenal_gland',
-    'duodenum',
-    'hepatic_vessel',
-    'right_lung',
-    'left_lung',
-    'colon',
-    'intestine',
-    'rectum',
-    'bladder',
-    'prostate',
-    'left_head_of_femur',
-    'right_head_of_femur',
-    'celiac_trunk',
-)
+ORGANS = tuple(concept.name for concept in TAXONOMY if concept.kind == 'organ')  # id: position + 1
 ORGAN_ID = {name: number for number, name in enumerate(ORGANS, 1)}
 PARENT = {'hepatic_vessel': 'liver'}  # what an unannotated structure counts as, if annotated
 
