@@ -238,17 +238,6 @@ def test_unlabelled_cases(tmp_path):
     assert [(row.case, row.check) for row in rows] == [('b', 'missing_label')]
 
 
-def test_real_pairs_are_sound(real_data):
-    names = ','.join(f'{i}:l{i}' for i in range(1, 118))
-    for folder, labels in [
-        ('totalsegmentator', '*_seg117.nii.gz'),
-        ('nsclc_lung1', '*_seg.nii.gz'),
-    ]:
-        pairs = PairOptions(('*_ct.nii.gz',), labels, names)
-        rows = check_dataset('pairs', real_data / folder, pairs=pairs)
-        assert count_errors(rows) == 0, format_table(rows)
-
-
 def test_every_file_is_read_once(tmp_path, monkeypatch):
     """One pass serves the checks and the statistics."""
     helper.decathlon(tmp_path, {'a': helper.blob_case(0, SHAPE)})
