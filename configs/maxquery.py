@@ -103,7 +103,7 @@ def _demo(config: Config) -> None:
 
 
 def _long(config: Config) -> None:
-    """Four times the demo's cases and three times its steps, for studies."""
+    """Three times the cases of the demo and over twice its steps, for studies."""
     config.data.phantom.num_train = 96
     config.data.phantom.num_val = 8
     config.data.phantom.num_test_inlier = 16
