@@ -16,7 +16,7 @@ FOLDERS = {
     'pyradiomics_lung': ('*_ct.nii.gz', '*_tumour.nii.gz', '1:tumour', 1),
     'medsam2_deeplesion': ('*_ct8bit.nii.gz', '*_lesion.nii.gz', '1:lesion', 4),
 }
-SMALL_ML = 50  # resampling moves a border voxel of a small or cut-off label by several per cent
+SMALL_ML = 100  # a label that is small or cut off by the end of the volume changes by several per cent
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
@@ -40,7 +40,7 @@ def test_prepares(folder, real_data, tmp_path):
         stated = index[f'{folder}/{case["source"]["label"]}']['label_ml']
         for raw, store_id in manifest.label_map.items():
             if stated.get(raw, 0) > SMALL_ML:
-                assert case['voxels'][str(store_id)] * ml == pytest.approx(stated[raw], rel=0.08)
+                assert case['voxels'][str(store_id)] * ml == pytest.approx(stated[raw], rel=0.05)
         assert store.read_image(case_id).shape[:3] == store.shape(case_id)
     if folder == 'medsam2_deeplesion':  # 8-bit grey values pass, but not silently
         assert sum('hu_suspicious' in line for line in '\n'.join(lines).splitlines()) >= count
