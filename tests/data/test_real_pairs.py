@@ -16,7 +16,7 @@ FOLDERS = {
     'pyradiomics_lung': ('*_ct.nii.gz', '*_tumour.nii.gz', '1:tumour', 1),
     'medsam2_deeplesion': ('*_ct8bit.nii.gz', '*_lesion.nii.gz', '1:lesion', 4),
 }
-SMALL_ML = 100  # a label that is small or cut off by the end of the volume changes by several per cent
+SMALL_ML = 100  # a small or cut-off label changes by several per cent when it is resampled
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
