@@ -83,10 +83,10 @@ def _demo(config: Config) -> None:
     config.data.phantom = ConfigDict(
         {
             'task': 'liver',
-            'num_train': 32,
-            'num_val': 4,
-            'num_test_inlier': 8,
-            'num_test_ood': 8,
+            'num_train': 24,
+            'num_val': 2,
+            'num_test_inlier': 6,
+            'num_test_ood': 6,
             'shape_zyx': (32, 64, 64),
             'spacing_mm': (5.0, 4.0, 4.0),
             'phases': ('noncontrast', 'arterial_late', 'venous'),  # Sec. 4.1, liver
@@ -94,16 +94,16 @@ def _demo(config: Config) -> None:
         }
     )
     config.data.patch_size = (24, 48, 48)
-    config.pretrain.epochs = 10
+    config.pretrain.epochs = 7
     config.pretrain.steps_per_epoch = 30
-    config.finetune.epochs = 10
+    config.finetune.epochs = 8
     config.finetune.steps_per_epoch = 20
     config.finetune.optim.frozen_epochs = 3
     config.checkpoint.every_steps = 100
 
 
 def _long(config: Config) -> None:
-    """Three times the cases of the demo and over twice its steps, for studies."""
+    """Four times the cases of the demo and three times its steps, for studies."""
     config.data.phantom.num_train = 96
     config.data.phantom.num_val = 8
     config.data.phantom.num_test_inlier = 16
