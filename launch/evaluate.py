@@ -1,4 +1,4 @@
-"""Scores predictions: Dice, OOD localisation and OOD cases, each with a 95% interval.
+"""Scores predictions: Dice, surfaces, lesions, OOD localisation and OOD cases, with 95% intervals.
 
     python -m launch.evaluate --model=RUN
     python -m launch.evaluate --model=RUN --split=val
@@ -6,7 +6,9 @@
 
 --model evaluates RUN/predictions/SPLIT against the labels that the run's store was made from.
 --predictions evaluates any folder that launch.predict wrote; DIR of --labels holds X.nii.gz for
-each X_seg.nii.gz, in the same geometry. Writes summary.json (docs/summary_schema.md) and cases.csv.
+each X_seg.nii.gz, in the same geometry. Labels that join left and right, or that are folders of
+masks X/NAME.nii.gz, need --label_map=STORE/manifest.json, which says how to read them. Writes
+summary.json (docs/summary_schema.md) and cases.csv.
 """
 
 from absl import flags
@@ -32,6 +34,17 @@ _OUTPUT = flags.DEFINE_string(
 _DILATE_MM = flags.DEFINE_float(
     'dilate_mm', 0.0, 'Margin in mm around the organ region in which voxels are ranked.'
 )
+_NSD_TOLERANCE_MM = flags.DEFINE_float(
+    'nsd_tolerance_mm', 2.0, 'Distance in mm between surfaces that the NSD counts as agreement.'
+)
+_MIN_LESION_ML = flags.DEFINE_float(
+    'min_lesion_ml', 0.01, 'Components below this volume, in truth and prediction, are no lesions.'
+)
+_LESION_OVERLAP = flags.DEFINE_float(
+    'lesion_overlap',
+    0.1,
+    'Share of a lesion that has to be covered for it to be found; 0: a voxel.',
+)
 _RESAMPLES = flags.DEFINE_integer(
     'resamples', 1000, 'Bootstrap resamples of the cases.', lower_bound=1000
 )
@@ -48,6 +61,9 @@ def main() -> None:
         split=_SPLIT.value,
         output=_OUTPUT.value,
         dilate_mm=_DILATE_MM.value,
+        nsd_tolerance_mm=_NSD_TOLERANCE_MM.value,
+        min_lesion_ml=_MIN_LESION_ML.value,
+        lesion_overlap=_LESION_OVERLAP.value,
         resamples=_RESAMPLES.value,
         seed=_SEED.value,
     )

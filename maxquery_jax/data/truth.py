@@ -35,8 +35,12 @@ class TruthRules:
 
     @classmethod
     def of(cls, manifest: Manifest, case_id: str) -> 'TruthRules':
-        """The rules that `prepare` followed."""
-        case = manifest.cases[case_id]
+        """The rules that `prepare` followed.
+
+        A case that is not in the store has no midline and no image: where a joint label needs
+        them, it is split in the middle of the volume.
+        """
+        case = manifest.cases.get(case_id)
         rules = {
             int(rule['raw']): LeftRight(
                 rule['name'], rule['joint'], rule['right'], rule['left'], tuple(rule['inside'])
@@ -51,6 +55,8 @@ class TruthRules:
             joint_ids={raw: rule.joint for raw, rule in rules.items()},
             masks=manifest.masks,
         )
+        if case is None:
+            return cls(table)
         like = pathlib.Path(manifest.source) / case['source']['image'][0]
         return cls(table, case.get('midline'), like)
 

@@ -1,1 +1,1 @@
-"""Metrics as small mergeable states, in numpy: Dice, voxel and case OOD detection, bootstrap."""
+"""Metrics as small mergeable states: Dice, surfaces, lesions, OOD voxels and cases, bootstrap."""

@@ -7,7 +7,7 @@ from typing import Any
 from maxquery_jax.errors import UserError
 from maxquery_jax.metrics.bootstrap import NUM_RESAMPLES
 from maxquery_jax.progress import Progress
-from maxquery_jax.report.measure import measure_cases
+from maxquery_jax.report.measure import DEFAULTS, Settings, measure_cases
 from maxquery_jax.report.predictions import PredictionSet, open_predictions, open_run
 from maxquery_jax.report.summary import summarise, write_summary
 from maxquery_jax.report.tables import show, summary_tables
@@ -23,7 +23,10 @@ def evaluate(
     model: PathLike | None = None,
     split: str = 'test',
     output: PathLike | None = None,
-    dilate_mm: float = 0.0,
+    dilate_mm: float = DEFAULTS.dilate_mm,
+    nsd_tolerance_mm: float = DEFAULTS.nsd_tolerance_mm,
+    min_lesion_ml: float = DEFAULTS.min_lesion_ml,
+    lesion_overlap: float = DEFAULTS.lesion_overlap,
     resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -40,7 +43,10 @@ def evaluate(
         split: of the run's store.
         output: folder for the results; by default `model` for the test split, otherwise the
             folder of the predictions.
-        dilate_mm: margin around organ, tumour and OOD truth that is ranked with them.
+        dilate_mm: as the next three, see `measure.Settings`.
+        nsd_tolerance_mm: of the normalised surface distance.
+        min_lesion_ml: of a lesion.
+        lesion_overlap: of a lesion that is found.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -50,19 +56,14 @@ def evaluate(
     Raises:
         UserError: the arguments or a file are at fault.
     """
-    if not 0 <= dilate_mm < float('inf'):
-        raise UserError(f'dilate_mm must be a distance of 0 or more, got {dilate_mm}')
+    settings = Settings(dilate_mm, nsd_tolerance_mm, min_lesion_ml, lesion_overlap)
+    settings.validate()
     found, default = _open(predictions, labels, label_map, model, split)
     progress = Progress('evaluate', len(found.cases))
-    measurements = measure_cases(found, dilate_mm=dilate_mm, on_case=progress.step)
+    measured = measure_cases(found, settings=settings, on_case=progress.step)
+    drawing = {'resamples': resamples, 'seed': seed}
     summary = summarise(
-        measurements,
-        found.table,
-        found.scores,
-        name=found.name,
-        resamples=resamples,
-        seed=seed,
-        dilate_mm=dilate_mm,
+        measured, found.table, found.scores, name=found.name, settings=settings, **drawing
     )
     folder = pathlib.Path(output) if output is not None else default
     write_summary(folder, summary)

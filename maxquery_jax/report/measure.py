@@ -1,14 +1,19 @@
 """Measures one predicted case: counts and histograms that merge over cases."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from maxquery_jax.data.orientation import apply, find_orientation
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference.scores import case_ood_score
 from maxquery_jax.metrics.dice import DiceCounts
+from maxquery_jax.metrics.lesions import MIN_VOLUME_ML, OVERLAP, LesionCounts, LesionGroup
 from maxquery_jax.metrics.ood import ScoreHistogram, dilate_region
+from maxquery_jax.metrics.surface import NSD_TOLERANCE_MM, SurfaceMetrics, measure_surfaces
+from maxquery_jax.report.labels import LabelTable
 from maxquery_jax.report.predictions import (
     CaseFiles,
     PredictionSet,
@@ -22,6 +27,46 @@ REGIONS = ('organ', 'whole')
 """Where voxels are ranked: organ, tumour and OOD truth (dilated on request), or everywhere."""
 
 
+POOLED_LESIONS = ('tumour', 'ood')
+"""Lesions of all tumours joined, known and unknown, and of all unknown ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Choices that the numbers depend on; they are recorded in the summary's policy.
+
+    Attributes:
+        dilate_mm: margin around the organ region.
+        nsd_tolerance_mm: see `metrics.surface`.
+        min_lesion_ml: smaller components are no lesions, see `metrics.lesions`.
+        lesion_overlap: share of a lesion that has to be covered, likewise.
+    """
+
+    dilate_mm: float = 0.0
+    nsd_tolerance_mm: float = NSD_TOLERANCE_MM
+    min_lesion_ml: float = MIN_VOLUME_ML
+    lesion_overlap: float = OVERLAP
+
+    def validate(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            UserError: one is negative, not finite or, for a share, above 1.
+        """
+        for name, limit, what in (
+            ('dilate_mm', math.inf, 'a distance of 0 or more'),
+            ('nsd_tolerance_mm', math.inf, 'a distance of 0 or more'),
+            ('min_lesion_ml', math.inf, 'a volume of 0 or more'),
+            ('lesion_overlap', 1.0, 'a share from 0 to 1'),
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= limit):
+                raise UserError(f'{name} must be {what}, got {value}')
+
+
+DEFAULTS = Settings()
+
+
 @dataclasses.dataclass(frozen=True)
 class CaseMeasurement:
     """What is kept of a case; a few MB at most, whatever its size.
@@ -29,6 +74,10 @@ class CaseMeasurement:
     Attributes:
         case: id.
         dice: voxel counts of the known foreground classes.
+        tumour_dice: voxel counts of the known tumour classes joined to one.
+        surfaces: NSD and HD95 of the known foreground classes.
+        lesions: of each tumour and OOD class.
+        pooled_lesions: of `POOLED_LESIONS`.
         ood_voxels: OOD voxels of the truth; more than none makes it an OOD case.
         histograms: (score, region) to the voxel histogram.
         case_scores: score to the case-level OOD score.
@@ -37,6 +86,10 @@ class CaseMeasurement:
 
     case: str
     dice: DiceCounts
+    tumour_dice: DiceCounts
+    surfaces: SurfaceMetrics
+    lesions: LesionCounts
+    pooled_lesions: LesionCounts
     ood_voxels: int
     histograms: Mapping[tuple[str, str], ScoreHistogram]
     case_scores: Mapping[str, float]
@@ -51,14 +104,14 @@ class CaseMeasurement:
 def measure_cases(
     predictions: PredictionSet,
     *,
-    dilate_mm: float = 0.0,
+    settings: Settings = DEFAULTS,
     on_case: Callable[[str], object] = lambda case: None,
 ) -> list[CaseMeasurement]:
     """Measures every case, one at a time.
 
     Args:
         predictions: cases with truth.
-        dilate_mm: margin around the organ region.
+        settings: tolerances and margins.
         on_case: called with the id of each case that is done.
 
     Raises:
@@ -66,13 +119,13 @@ def measure_cases(
     """
     measurements = []
     for case in predictions.cases:
-        measurements.append(measure_case(case, predictions, dilate_mm=dilate_mm))
+        measurements.append(measure_case(case, predictions, settings))
         on_case(case.case)
     return measurements
 
 
 def measure_case(
-    case: CaseFiles, predictions: PredictionSet, *, dilate_mm: float = 0.0
+    case: CaseFiles, predictions: PredictionSet, settings: Settings = DEFAULTS
 ) -> CaseMeasurement:
     """Measures a case; see `measure_cases`."""
     table = predictions.table
@@ -80,8 +133,10 @@ def measure_case(
     truth, truth_volume = read_truth(case, predictions)
     check_same_grid(grid, truth_volume)
     is_ood = table.mask(truth, 'ood')
+    shapes = _measure_shapes(segmentation, truth, grid.header.affine, table, settings)
     organ = table.mask(truth, 'organ', 'tumour', 'ood')
-    regions = {'organ': dilate_region(organ, grid.header.spacing_mm, dilate_mm), 'whole': None}
+    organ = dilate_region(organ, grid.header.spacing_mm, settings.dilate_mm)
+    regions = {'organ': organ, 'whole': None}
     histograms: dict[tuple[str, str], ScoreHistogram] = {}
     case_scores: dict[str, float] = {}
     fallbacks = []
@@ -99,11 +154,71 @@ def measure_case(
     return CaseMeasurement(
         case.case,
         DiceCounts.empty(table.known_ids).update(segmentation, truth),
+        *shapes,
         int(is_ood.sum()),
         histograms,
         case_scores,
         fallbacks[0],  # the prediction decides it, not the score
     )
+
+
+def lesion_groups(table: LabelTable) -> tuple[LesionGroup, ...]:
+    """A group per tumour class and per OOD class, which a model cannot name."""
+    known = [LesionGroup(table.names[i], (i,), (i,)) for i in table.ids('tumour')]
+    return (*known, *(LesionGroup(table.names[i], (i,), ()) for i in table.ids('ood')))
+
+
+def pooled_lesion_groups(table: LabelTable) -> tuple[LesionGroup, ...]:
+    """The groups `POOLED_LESIONS`."""
+    tumours, unknown = table.ids('tumour'), table.ids('ood')
+    return (
+        LesionGroup('tumour', (*tumours, *unknown), tumours),
+        LesionGroup('ood', unknown, ()),
+    )
+
+
+def _measure_shapes(
+    segmentation: np.ndarray,
+    truth: np.ndarray,
+    affine: np.ndarray,
+    table: LabelTable,
+    settings: Settings,
+) -> tuple[DiceCounts, SurfaceMetrics, LesionCounts, LesionCounts]:
+    """Tumour Dice, surfaces and lesions, in canonical order: the file's order must not matter."""
+    orientation = find_orientation(affine, segmentation.shape)
+    views = [apply(labels, orientation) for labels in (segmentation, truth)]
+    box = _foreground_box(views)
+    predicted, true = (np.ascontiguousarray(view[box]) for view in views)
+    tumours = table.ids('tumour')
+    any_tumour = DiceCounts.empty((1,)).update(
+        table.mask(predicted, 'tumour').view(np.uint8), table.mask(true, 'tumour').view(np.uint8)
+    )
+    surfaces = measure_surfaces(
+        predicted, true, table.known_ids, orientation.spacing_mm, settings.nsd_tolerance_mm
+    )
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    lesions, pooled = (
+        LesionCounts.empty(groups).update(
+            predicted,
+            true,
+            tumours,
+            voxel_ml,
+            min_volume_ml=settings.min_lesion_ml,
+            overlap=settings.lesion_overlap,
+        )
+        for groups in (lesion_groups(table), pooled_lesion_groups(table))
+    )
+    return any_tumour, surfaces, lesions, pooled
+
+
+def _foreground_box(arrays: Sequence[np.ndarray]) -> tuple[slice, ...]:
+    """Smallest box outside of which all arrays are 0."""
+    box = []
+    for axis in range(arrays[0].ndim):
+        others = tuple(i for i in range(arrays[0].ndim) if i != axis)
+        used = np.flatnonzero(np.any([array.any(axis=others) for array in arrays], axis=0))
+        box.append(slice(used[0], used[-1] + 1) if used.size else slice(0, 0))
+    return tuple(box)
 
 
 def _histogram(

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from maxquery_jax.data import truth
+from maxquery_jax.data.masks import find_masks
 from maxquery_jax.data.nifti import Volume, read_image, read_label
+from maxquery_jax.data.store_manifest import FORMAT as STORE_FORMAT
 from maxquery_jax.data.store_manifest import Manifest
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import read_json
@@ -79,10 +81,12 @@ def open_predictions(
 
     Args:
         predictions: folder with `X_seg.nii.gz`, `X_ood*.nii.gz` and `X.json`.
-        labels: folder with the truth `X.nii.gz` (or `X.nii`) of every case.
+        labels: folder with the truth `X.nii.gz` (or `X.nii`) of every case, or, with the manifest
+            of a store whose labels are masks, with a folder of masks X or X/segmentations.
         images: folder with `X.nii.gz` or the first channel `X_0000.nii.gz`.
         label_map: JSON file {raw id: class id}, or with the keys 'label_map' and (optional)
-            'labels', such as a store's manifest.json; the predictions' own when not given.
+            'labels', or a store's manifest.json, which also says how joint labels are split and
+            masks merged; the predictions' own when not given.
 
     Raises:
         UserError: naming the first file that is missing, malformed or does not fit the others.
@@ -90,9 +94,12 @@ def open_predictions(
     folder = pathlib.Path(predictions)
     cases = _find_cases(folder)
     table, raw_map, where = _shared_labels(cases)
+    manifest = None
     if label_map is not None:
         data = read_json(label_map, fix='give a JSON file {"raw id": class id}')
         where = pathlib.Path(label_map)
+        if data.get('format') == STORE_FORMAT:
+            manifest = Manifest.from_json(data, str(where))
         if 'label_map' in data:
             raw_map = data['label_map']
             if 'labels' in data:
@@ -101,10 +108,7 @@ def open_predictions(
             raw_map = data
     unused = 0
     if labels is not None:
-        cases = [
-            dataclasses.replace(case, label=_matching_file(labels, case.case, ('',), '--labels'))
-            for case in cases
-        ]
+        cases = [_with_label(case, labels, manifest) for case in cases]
         present = {_case_of(path.name) for path in _volumes(pathlib.Path(labels))}
         unused = len(present - {case.case for case in cases})
     if images is not None:
@@ -150,7 +154,8 @@ def open_run(
             f'split {split!r} of {run_manifest["store"]} has no cases; it has '
             f'{", ".join(name for name, ids in manifest.splits.items() if ids)}'
         )
-    found = open_predictions(folder, labels=labels)
+    store_path = pathlib.Path(run_manifest['store']) / 'manifest.json'
+    found = open_predictions(folder, labels=labels, label_map=store_path)
     by_id = {case.case: case for case in found.cases}
     missing = sorted(set(manifest.splits[split]) - by_id.keys())
     if missing:
@@ -158,15 +163,11 @@ def open_run(
             f'{folder} has no prediction of {missing[0]} ({len(missing)} of '
             f'{len(manifest.splits[split])} {split} cases are missing); run launch.predict on them'
         )
-    store_path = pathlib.Path(run_manifest['store']) / 'manifest.json'
-    table = _extend(found.table, LabelTable.from_json(manifest.labels, store_path), store_path)
     source = pathlib.Path(manifest.source)
     cases = [_from_source(by_id[case], manifest, source) for case in sorted(manifest.splits[split])]
     return dataclasses.replace(
         found,
         cases=tuple(cases),
-        table=table,
-        label_map=parse_label_map(manifest.label_map, table, store_path),
         name=f'{run.resolve().name}, {split}',
     )
 
@@ -184,7 +185,8 @@ def read_truth(case: CaseFiles, predictions: PredictionSet) -> tuple[np.ndarray,
             f'case {case.case} has no label {case.label or ""}; give the folder with --labels'
         )
     volume = read_label(case.label)
-    return map_labels(volume.array, predictions.label_map, case.label), volume
+    fix = "add them to the --label_map; one of a store's manifest.json also splits joint labels"
+    return map_labels(volume.array, predictions.label_map, case.label, fix), volume
 
 
 def read_segmentation(case: CaseFiles, table: LabelTable) -> tuple[np.ndarray, Volume]:
@@ -306,7 +308,40 @@ def _store_manifest(run_manifest: Mapping[str, Any], run: pathlib.Path) -> Manif
     data = read_json(
         pathlib.Path(store) / 'manifest.json', fix=f'the store has moved or is remote, {fix}'
     )
-    return Manifest.from_json(data, store)
+    manifest = Manifest.from_json(data, store)
+    # A fold of a cross-validation has splits of its own.
+    splits = run_manifest.get('data', {}).get('splits', {})
+    for case in (case for ids in splits.values() for case in ids):
+        if case not in manifest.cases:
+            raise UserError(f'store {store} lacks case {case!r} of {run}; prepare it as it was')
+    return dataclasses.replace(manifest, splits={**manifest.splits, **splits})
+
+
+def _with_label(
+    case: CaseFiles, labels: str | os.PathLike[str], manifest: Manifest | None
+) -> CaseFiles:
+    """Adds the truth of a folder, and how to read it where the store has more than a label map."""
+    rules = None
+    if manifest is not None and manifest.has_label_rules:
+        rules = truth.TruthRules.of(manifest, case.case)
+    return dataclasses.replace(case, label=_find_label(labels, case.case, rules), rules=rules)
+
+
+def _find_label(
+    labels: str | os.PathLike[str], case: str, rules: truth.TruthRules | None
+) -> pathlib.Path:
+    own = pathlib.Path(labels) / case
+    folders = [folder for folder in (own, own / 'segmentations') if folder.is_dir()]
+    for folder in folders:
+        if not find_masks(folder):
+            continue
+        if rules is None or rules.table.masks is None:
+            raise UserError(
+                f'{folder} holds masks; to say which class each is, give '
+                '--label_map=STORE/manifest.json of a store that was prepared from such'
+            )
+        return folder
+    return _matching_file(labels, case, ('',), '--labels')
 
 
 def _from_source(case: CaseFiles, manifest: Manifest, folder: pathlib.Path) -> CaseFiles:

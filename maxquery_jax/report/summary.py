@@ -4,34 +4,29 @@ The schema is documented in docs/summary_schema.md and carries a version.
 """
 
 import csv
-import functools
 import io
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import read_json, write_text
 from maxquery_jax.metrics import bootstrap as bootstrap_lib
-from maxquery_jax.metrics.bootstrap import Estimate, bootstrap, mean_statistic
-from maxquery_jax.metrics.dice import SUMMARIES, case_dice, class_mean, dice_statistic
-from maxquery_jax.metrics.ood import METRICS, CaseScores, pooled_statistic
+from maxquery_jax.metrics.bootstrap import Estimate
+from maxquery_jax.metrics.lesions import COUNTS, LesionCounts
+from maxquery_jax.metrics.ood import METRICS
+from maxquery_jax.report.estimates import estimate_all
 from maxquery_jax.report.labels import LabelTable
-from maxquery_jax.report.measure import REGIONS, CaseMeasurement
+from maxquery_jax.report.measure import DEFAULTS, REGIONS, CaseMeasurement, Settings
 
 FORMAT = 'maxquery_jax/summary'
-VERSION = 1
-POOLINGS = ('case_mean', 'pooled')
+VERSION = 2
+FALLBACKS = ('organ', 'volume')
+"""Regions of a case score where no tumour was predicted."""
 
-Estimator = Callable[..., list[Estimate]]
-"""`bootstrap` with its resamples and seed fixed."""
-
-_UNDEFINED = Estimate(math.nan, math.nan, math.nan, 0)
 _DIGITS = 10  # of a rate; beyond is the noise of summation order
 
 
@@ -43,7 +38,7 @@ def summarise(
     name: str = '',
     resamples: int = bootstrap_lib.NUM_RESAMPLES,
     seed: int = 0,
-    dilate_mm: float = 0.0,
+    settings: Settings = DEFAULTS,
 ) -> dict[str, Any]:
     """Computes every metric over cases.
 
@@ -54,18 +49,13 @@ def summarise(
         name: what was evaluated, for titles.
         resamples: of the bootstrap.
         seed: of the bootstrap.
-        dilate_mm: margin that the organ region was measured with, for the record.
+        settings: that the cases were measured with, for the record.
 
     Returns:
         The content of `summary.json`: plain JSON values, undefined numbers are None.
     """
     cases = sorted(measurements, key=lambda measurement: measurement.case)
-    estimate = functools.partial(bootstrap, resamples=resamples, seed=seed)
-    estimates = _dice_estimates(cases, table, estimate)
-    for score in scores:
-        estimates |= _voxel_estimates(cases, score, estimate)
-    for score in scores:
-        estimates |= _case_estimates(cases, score, estimate)
+    estimates = estimate_all(cases, table, scores, resamples=resamples, seed=seed)
     return {
         'format': FORMAT,
         'version': VERSION,
@@ -74,17 +64,8 @@ def summarise(
         'scores': list(scores),
         'metrics': {key: _entry(value) for key, value in estimates.items()},
         'headline': _headline(scores[0]),
-        'counts': {
-            'cases': len(cases),
-            'inlier_cases': sum(not case.is_ood for case in cases),
-            'ood_cases': sum(case.is_ood for case in cases),
-            'case_score_fallbacks': sum(case.fallback is not None for case in cases),
-            'rounded_voxels': {
-                score: sum(case.histograms[score, 'whole'].rounded for case in cases)
-                for score in scores
-            },
-        },
-        'policy': _policy(resamples, seed, dilate_mm),
+        'counts': _counts(cases, table, scores),
+        'policy': _policy(resamples, seed, settings),
         'cases': [_case_entry(case, table, scores) for case in cases],
     }
 
@@ -122,90 +103,75 @@ def cases_csv(summary: dict[str, Any]) -> str:
     return out.getvalue()
 
 
-def _dice_estimates(
-    cases: Sequence[CaseMeasurement], table: LabelTable, estimate: Estimator
-) -> dict[str, Estimate]:
-    """Dice per class and mean over organs and over tumour types, on the inlier cases."""
-    counts = [case.dice for case in cases if not case.is_ood]
-    ids = table.known_ids
-    groups = {
-        role: [column for column, i in enumerate(ids) if table.roles[i] == role]
-        for role in ('organ', 'tumour')
-    }
-    result: dict[str, Estimate] = {}
-    for summary in SUMMARIES:
-        keys = [f'dice/{table.names[i]}/{summary}' for i in ids]
-        means = [f'dice_mean/{role}/{summary}' for role in groups]
-        if not counts:
-            result |= dict.fromkeys([*keys, *means], _UNDEFINED)
-            continue
-        statistic = dice_statistic(counts, summary)
-        defined = np.isfinite(case_dice(counts, 'case_mean' if summary == 'pooled' else summary))
-        classes = estimate(statistic, len(counts), counted=defined.sum(axis=0))
-        result |= dict(zip(keys, classes, strict=True))
-        for key, columns in zip(means, groups.values(), strict=True):
-            counted = np.array([defined[:, columns].any(axis=1).sum()])
-            mean = class_mean(statistic, columns, len(counts))
-            result[key] = estimate(mean, len(counts), counted=counted)[0]
-    return result
-
-
-def _voxel_estimates(
-    cases: Sequence[CaseMeasurement], score: str, estimate: Estimator
-) -> dict[str, Estimate]:
-    """AUROC, AUPR and FPR95 of one score: both regions, per-case mean and pooled."""
-    result: dict[str, Estimate] = {}
-    for region in REGIONS:
-        histograms = [case.histograms[score, region] for case in cases]
-        values = np.stack([histogram.compute().stack() for histogram in histograms])
-        defined = np.isfinite(values).sum(axis=0)
-        means = estimate(mean_statistic(values), len(cases), counted=defined)
-        used = sum(len(histogram.bins) > 0 for histogram in histograms)
-        with_ood = sum(bool(histogram.positive.any()) for histogram in histograms)
-        pooled = estimate(
-            pooled_statistic(histograms),
-            len(cases),
-            counted=np.full(len(METRICS), used),
-            support=np.full(len(METRICS), with_ood),
-        )
-        for pooling, estimates in zip(POOLINGS, (means, pooled), strict=True):
-            for metric, value in zip(METRICS, estimates, strict=True):
-                result[f'ood/{score}/{region}/{pooling}/{metric}'] = value
-    return result
-
-
-def _case_estimates(
-    cases: Sequence[CaseMeasurement], score: str, estimate: Estimator
-) -> dict[str, Estimate]:
-    """AUC of OOD against inlier cases."""
-    state = CaseScores.empty()
-    for case in cases:
-        state = state.update(case.case, case.case_scores[score], case.is_ood)
-    num_ood = sum(case.is_ood for case in cases)
-    support = np.array([min(num_ood, len(cases) - num_ood)])
-    (auc,) = estimate(state.statistic(), len(cases), support=support)
-    return {f'ood_case/{score}/auc': auc}
-
-
 def _headline(score: str) -> list[str]:
     """The numbers of the paper's tables: MaxQuery Tab. 1 and the 'Avg.' of Tab. 2."""
     voxel = [f'ood/{score}/organ/case_mean/{metric}' for metric in METRICS]
     return [*voxel, f'ood_case/{score}/auc', 'dice_mean/tumour/case_mean']
 
 
-def _policy(resamples: int, seed: int, dilate_mm: float) -> dict[str, Any]:
+def _counts(
+    cases: Sequence[CaseMeasurement], table: LabelTable, scores: Sequence[str]
+) -> dict[str, Any]:
+    """How many cases there are, and how many were measured otherwise than the rest."""
+    kinds = {
+        'inlier': [case for case in cases if not case.is_ood],
+        'ood': [case for case in cases if case.is_ood],
+    }
+    infinite = [
+        sum(math.isinf(case.surfaces.hd95_mm[column]) for case in kinds['inlier'])
+        for column in range(len(table.known_ids))
+    ]
+    return {
+        'cases': len(cases),
+        'inlier_cases': len(kinds['inlier']),
+        'ood_cases': len(kinds['ood']),
+        'case_score_fallbacks': sum(case.fallback is not None for case in cases),
+        'case_score_fallbacks_by_kind': {
+            kind: {region: sum(case.fallback == region for case in part) for region in FALLBACKS}
+            for kind, part in kinds.items()
+        },
+        'hd95_infinite': dict(zip(_names(table), infinite, strict=True)),
+        'rounded_voxels': {
+            score: sum(case.histograms[score, 'whole'].rounded for case in cases)
+            for score in scores
+        },
+    }
+
+
+def _policy(resamples: int, seed: int, settings: Settings) -> dict[str, Any]:
+    inlier = 'inlier cases: no OOD voxel in the truth'
     return {
         'dice': {
-            'cases': 'inlier cases: no OOD voxel in the truth',
+            'cases': inlier,
             'both_empty': 'undefined, skipped and counted',
             'truth_empty': 'zero in case_mean, left out of present_mean',
             'class_mean': 'unweighted mean over the classes that any case defines',
+            'any_tumour': 'all known tumour classes joined, in prediction and truth',
+        },
+        'surface': {
+            'cases': inlier,
+            'definition': 'of the surface-distance library: voxel corners weighted by area',
+            'nsd_tolerance_mm': settings.nsd_tolerance_mm,
+            'both_empty': 'undefined, skipped',
+            'one_empty': 'NSD 0; HD95 infinite: null in the case, skipped by the mean and counted '
+            'in hd95_infinite',
+        },
+        'lesion': {
+            'cases': f'{inlier}; for OOD lesions OOD cases',
+            'lesion': '26-connected component; for any tumour, all tumours are joined first',
+            'min_lesion_ml': settings.min_lesion_ml,
+            'lesion_overlap': settings.lesion_overlap,
+            'found': 'lesion_overlap of its voxels, at least one, lie in predictions of its class '
+            '(sensitivity) or of any tumour (sensitivity_any)',
+            'matched': 'lesion_overlap of the voxels of a predicted lesion, at least one, lie in '
+            'the truth of its class; the others are false positives',
+            'rates': 'of counts summed over cases',
         },
         'ood': {
             'positives': 'voxels whose truth has the role ood',
             'negatives': 'all other voxels of the region',
             'organ_region': 'truth with the role organ, tumour or ood, dilated by dilate_mm',
-            'dilate_mm': dilate_mm,
+            'dilate_mm': settings.dilate_mm,
             'scores': 'raw, ranked after rounding to float16; rounded_voxels counts changes',
             'case_mean': 'cases without OOD voxels (or nothing else) in the region are skipped',
             'fpr95': 'first threshold, from the highest, with a true positive rate >= 0.95',
@@ -215,6 +181,7 @@ def _policy(resamples: int, seed: int, dilate_mm: float) -> dict[str, Any]:
             'score': 'mean anomaly score over predicted tumour; without any, over the predicted '
             'organs, then over the volume (case_score_fallbacks)',
             'positives': 'cases with OOD voxels in the truth',
+            'auc_without_fallback': 'only the cases with predicted tumour',
         },
         'ci95': {
             'method': 'percentile bootstrap over cases',
@@ -227,8 +194,6 @@ def _policy(resamples: int, seed: int, dilate_mm: float) -> dict[str, Any]:
 
 
 def _case_entry(case: CaseMeasurement, table: LabelTable, scores: Sequence[str]) -> dict[str, Any]:
-    names = [table.names[i] for i in table.known_ids]
-    values = case.dice.compute()
     voxels: dict[str, Any] = {
         score: {
             region: {
@@ -241,15 +206,37 @@ def _case_entry(case: CaseMeasurement, table: LabelTable, scores: Sequence[str])
         }
         for score in scores
     }
+    per_class = {
+        'truth_voxels': [int(count) for count in case.dice.truth],
+        'dice': [_number(value) for value in case.dice.compute()],
+        'nsd': [_number(value) for value in case.surfaces.nsd],
+        'hd95': [_number(value) for value in case.surfaces.hd95_mm],
+    }
     return {
         'case': case.case,
         'is_ood': case.is_ood,
         'ood_voxels': case.ood_voxels,
-        'dice': {name: _number(value) for name, value in zip(names, values, strict=True)},
+        **{key: dict(zip(_names(table), row, strict=True)) for key, row in per_class.items()},
+        'dice_any': {'tumour': _number(case.tumour_dice.compute()[0])},
+        'lesions': _lesions(case.lesions),
+        'lesions_any': _lesions(case.pooled_lesions),
         'ood': voxels,
         'case_score': dict(case.case_scores),
         'case_score_fallback': case.fallback,
     }
+
+
+def _lesions(counts: LesionCounts) -> dict[str, dict[str, int]]:
+    """Counts by group."""
+    return {
+        group.name: dict(zip(COUNTS, row.tolist(), strict=True))
+        for group, row in zip(counts.groups, counts.counts, strict=True)
+    }
+
+
+def _names(table: LabelTable) -> list[str]:
+    """Names of the known foreground classes, by id."""
+    return [table.names[i] for i in table.known_ids]
 
 
 def _entry(estimate: Estimate) -> dict[str, Any]:

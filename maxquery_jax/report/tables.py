@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -9,8 +10,8 @@ from rich.table import Table as RichTable
 
 from maxquery_jax.metrics.dice import SUMMARIES
 from maxquery_jax.metrics.ood import METRICS
+from maxquery_jax.report.estimates import POOLINGS, SURFACE_SUMMARIES
 from maxquery_jax.report.measure import REGIONS
-from maxquery_jax.report.summary import POOLINGS
 
 _TITLES = {
     'auroc': 'AUROC',
@@ -39,12 +40,14 @@ class Table:
 
 
 def summary_tables(summary: dict[str, Any]) -> list[Table]:
-    """Tables of a summary: headline, OOD localisation, OOD cases, Dice; values in percent."""
+    """Headline, OOD localisation, OOD cases, Dice, surfaces, lesions; rates in percent."""
     return [
         _headline(summary),
         _localisation(summary),
         _case_level(summary),
         _dice(summary),
+        _surfaces(summary),
+        _lesions(summary),
     ]
 
 
@@ -102,12 +105,19 @@ def plain(table: Table) -> str:
     return '\n'.join([table.title, *(line.rstrip() for line in text)])
 
 
-def _cell(summary: dict[str, Any], key: str) -> str:
-    """Value and interval of a metric in percent."""
-    metric = summary['metrics'][key]
+def plain_number(value: float | None) -> str:
+    """A number with two decimals; '-' when undefined."""
+    return '-' if value is None else f'{value:.2f}'
+
+
+def _cell(summary: dict[str, Any], key: str, form: Callable[..., str] = percent) -> str:
+    """Value and interval of a metric, in percent unless told otherwise; '-' if there is none."""
+    metric = summary['metrics'].get(key)
+    if metric is None:
+        return '-'
     low, high = metric['ci95']
-    interval = '' if low is None else f' [{percent(low)}, {percent(high)}]'
-    return percent(metric['value']) + interval
+    interval = '' if low is None else f' [{form(low)}, {form(high)}]'
+    return form(metric['value']) + interval
 
 
 def _headline(summary: dict[str, Any]) -> Table:
@@ -136,24 +146,104 @@ def _localisation(summary: dict[str, Any]) -> Table:
 
 
 def _case_level(summary: dict[str, Any]) -> Table:
-    fallbacks = summary['counts']['case_score_fallbacks']
+    """AUC by the case score, with and without the cases that lack the region of its rule."""
+    fallbacks = summary['counts']['case_score_fallbacks_by_kind']
     rows = []
     for score in summary['scores']:
-        key = f'ood_case/{score}/auc'
-        rows.append((score, _cell(summary, key), str(summary['metrics'][key]['n'])))
-    title = f'OOD cases, % [95% CI]; {fallbacks} without predicted tumour'
-    return Table(title, ('score', 'AUC', 'n'), tuple(rows))
+        keys = [f'ood_case/{score}/{name}' for name in ('auc', 'auc_without_fallback')]
+        counts = (str(summary['metrics'][key]['n']) for key in keys)
+        rows.append((score, *(_cell(summary, key) for key in keys), ' / '.join(counts)))
+    told = (
+        f'{sum(regions.values())} {name} ({regions["organ"]} organ, {regions["volume"]} volume)'
+        for name, regions in (('inlier', fallbacks['inlier']), ('OOD', fallbacks['ood']))
+    )
+    title = f'OOD cases, % [95% CI]; without predicted tumour, fell back: {", ".join(told)}'
+    columns = ('score', 'AUC', 'AUC without fallback', 'n all / without')
+    return Table(title, columns, tuple(rows))
 
 
 def _dice(summary: dict[str, Any]) -> Table:
-    known = [label for label in summary['labels'] if label['role'] in ('organ', 'tumour')]
-    names = [(label['name'], label['role'], f'dice/{label["name"]}') for label in known]
-    roles = [role for role in ('organ', 'tumour') if any(label['role'] == role for label in known)]
-    names += [(f'mean over {role} classes', role, f'dice_mean/{role}') for role in roles]
     rows = []
-    for name, role, key in names:
-        cells = (_cell(summary, f'{key}/{kind}') for kind in SUMMARIES)
-        counts = (summary['metrics'][f'{key}/{kind}']['n'] for kind in SUMMARIES[:2])
+    for name, role, group, member in _class_rows(summary):
+        keys = [f'dice{group}/{member}/{kind}' for kind in SUMMARIES]
+        cells = (_cell(summary, key) for key in keys)
+        counts = (summary['metrics'][key]['n'] for key in keys[:2])
         rows.append((name, role, *cells, ' / '.join(map(str, counts))))
     columns = ('class', 'role', *(_TITLES[kind] for kind in SUMMARIES), 'n defined / present')
     return Table('Dice on inlier cases, % [95% CI]', columns, tuple(rows))
+
+
+def _surfaces(summary: dict[str, Any]) -> Table:
+    infinite = summary['counts']['hd95_infinite']
+    rows = []
+    for name, role, group, member in _class_rows(summary):
+        if group == '_any':  # of joined tumours there is Dice only
+            continue
+        nsd = (_cell(summary, f'nsd{group}/{member}/{kind}') for kind in SURFACE_SUMMARIES['nsd'])
+        key = f'hd95{group}/{member}/case_mean'
+        count = str(infinite[member]) if not group else ''
+        n = str(summary['metrics'][key]['n'])
+        rows.append((name, role, *nsd, _cell(summary, key, plain_number), n, count))
+    tolerance = summary['policy']['surface']['nsd_tolerance_mm']
+    columns = (
+        'class',
+        'role',
+        *(f'NSD, {_TITLES[kind]}' for kind in SURFACE_SUMMARIES['nsd']),
+        'HD95 mm',
+        'n HD95',
+        'n infinite',
+    )
+    title = (
+        f'Surfaces on inlier cases: NSD at {tolerance:g} mm, % [95% CI]; HD95 without the cases in '
+        'which one of the masks is empty (infinite)'
+    )
+    return Table(title, columns, tuple(rows))
+
+
+def _lesions(summary: dict[str, Any]) -> Table:
+    labels = summary['labels']
+    rows = [
+        (label['name'], kind, 'lesion', label['name'])
+        for role, kind in (('tumour', 'inlier'), ('ood', 'OOD'))
+        for label in labels
+        if label['role'] == role
+    ]
+    rows += [('any tumour', 'inlier', 'lesion_any', 'tumour')]
+    rows += [('any OOD', 'OOD', 'lesion_any', 'ood')]
+    cells = []
+    for name, kind, prefix, member in rows:
+        group = 'lesions' if prefix == 'lesion' else 'lesions_any'
+        cases = [case for case in summary['cases'] if case['is_ood'] == (kind == 'OOD')]
+        truth = sum(case[group][member]['truth'] for case in cases)
+        rates = (
+            _cell(summary, f'{prefix}/{member}/{rate}')
+            for rate in ('sensitivity', 'sensitivity_any', 'precision', 'f1')
+        )
+        false = _cell(summary, f'{prefix}/{member}/fp_per_case', plain_number)
+        cells.append((name, kind, str(truth), *rates, false))
+    policy = summary['policy']['lesion']
+    title = (
+        f'Lesions of {policy["min_lesion_ml"]:g} ml and more, found when '
+        f'{100 * policy["lesion_overlap"]:g}% covered, % [95% CI]'
+    )
+    columns = (
+        'lesions',
+        'cases',
+        'n lesions',
+        'found as this',
+        'found as any tumour',
+        'precision',
+        'F1',
+        'false per case',
+    )
+    return Table(title, columns, tuple(cells))
+
+
+def _class_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows of a table by class: name, role, and the metric's suffix and second part."""
+    known = [label for label in summary['labels'] if label['role'] in ('organ', 'tumour')]
+    rows = [(label['name'], label['role'], '', label['name']) for label in known]
+    for role in ('organ', 'tumour'):
+        if any(label['role'] == role for label in known):
+            rows.append((f'mean over {role} classes', role, '_mean', role))
+    return [*rows, ('any tumour', 'tumour', '_any', 'tumour')]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import tracemalloc
 
 import numpy as np
@@ -59,6 +60,40 @@ def test_a_million_voxels(kind):
     difference = np.abs(result - _sklearn(score, is_positive))
     assert difference[0] < 1e-4
     assert difference.max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    'size',
+    [
+        1_000_000,
+        pytest.param(
+            10_000_000,
+            marks=pytest.mark.skipif(
+                not os.environ.get('MAXQUERY_TEST_LARGE'),
+                reason='set MAXQUERY_TEST_LARGE=1 to rank 10^7 voxels by sklearn (half a minute)',
+            ),
+        ),
+    ],
+)
+def test_streamed_chunks_equal_sklearn_in_constant_memory(size):
+    """Ten chunks of a stored map, float16 and float32 in turn, are ranked as the whole is."""
+    rng = np.random.default_rng(11)
+    is_positive = rng.random(size) < 0.03
+    score = rng.standard_normal(size, dtype=np.float32) * 2 + 3 * is_positive - 9
+    score = score.astype(np.float16)
+    state = ood.ScoreHistogram.empty()
+    tracemalloc.start()
+    for i in range(10):
+        part = slice(i * size // 10, (i + 1) * size // 10)
+        chunk = score[part].astype(np.float32) if i % 2 else score[part]
+        state = state.update(chunk, is_positive[part])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert state.rounded == 0
+    assert state.bins.nbytes + state.positive.nbytes + state.negative.nbytes < 63_487 * 20
+    assert peak < 60e6  # a chunk and a block, whatever the size
+    expected = _sklearn(score.astype(np.float32), is_positive)
+    np.testing.assert_allclose(state.compute().stack(), expected, rtol=0, atol=1e-9)
 
 
 def test_few_distinct_scores_tie_as_in_sklearn():

@@ -1,0 +1,223 @@
+"""Every metric of a set of cases, each with its interval over cases."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from maxquery_jax.metrics.bootstrap import Estimate, Statistic, bootstrap, mean_statistic
+from maxquery_jax.metrics.dice import (
+    SUMMARIES,
+    DiceCounts,
+    case_dice,
+    class_mean,
+    dice_statistic,
+)
+from maxquery_jax.metrics.lesions import RATES, LesionCounts, deciding_cases, lesion_statistic
+from maxquery_jax.metrics.ood import METRICS, CaseScores, pooled_statistic
+from maxquery_jax.report.labels import LabelTable
+from maxquery_jax.report.measure import REGIONS, CaseMeasurement
+
+POOLINGS = ('case_mean', 'pooled')
+SURFACE_SUMMARIES = {'nsd': ('case_mean', 'present_mean'), 'hd95': ('case_mean',)}
+"""HD95 is finite only where truth and prediction both hold the class, so it has one mean."""
+
+Estimator = Callable[..., list[Estimate]]
+"""`bootstrap` with its resamples and seed fixed."""
+
+Estimates = dict[str, Estimate]
+
+_UNDEFINED = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+def estimate_all(
+    cases: Sequence[CaseMeasurement],
+    table: LabelTable,
+    scores: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> Estimates:
+    """Metric name (docs/summary_schema.md) to its estimate.
+
+    Args:
+        cases: at least one, sorted by id.
+        table: classes.
+        scores: score names.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    estimate = functools.partial(bootstrap, resamples=resamples, seed=seed)
+    inliers = [case for case in cases if not case.is_ood]
+    unknown = [case for case in cases if case.is_ood]
+    estimates = dice_estimates(inliers, table, estimate)
+    for metric in SURFACE_SUMMARIES:
+        estimates |= surface_estimates(inliers, table, metric, estimate)
+    estimates |= lesion_estimates(inliers, unknown, table, estimate)
+    for score in scores:
+        estimates |= voxel_estimates(cases, score, estimate)
+    for score in scores:
+        estimates |= case_estimates(cases, score, estimate)
+    return estimates
+
+
+def dice_estimates(
+    cases: Sequence[CaseMeasurement], table: LabelTable, estimate: Estimator
+) -> Estimates:
+    """Dice per class, its mean over organs and over tumour types, and of any tumour."""
+    result: Estimates = {}
+    counts, tumour = [case.dice for case in cases], [case.tumour_dice for case in cases]
+    for summary in SUMMARIES:
+        columns = _dice_columns(counts, summary) if cases else None
+        result |= _class_estimates('dice', summary, columns, table, estimate)
+        key = f'dice_any/tumour/{summary}'
+        if cases:
+            statistic, defined = _dice_columns(tumour, summary)
+            result[key] = estimate(statistic, len(cases), counted=defined.sum(axis=0))[0]
+        else:
+            result[key] = _UNDEFINED
+    return result
+
+
+def surface_estimates(
+    cases: Sequence[CaseMeasurement], table: LabelTable, metric: str, estimate: Estimator
+) -> Estimates:
+    """NSD or HD95 per class and its mean over organs and over tumour types."""
+    result: Estimates = {}
+    for summary in SURFACE_SUMMARIES[metric]:
+        columns = None
+        if cases:
+            name = {'nsd': 'nsd', 'hd95': 'hd95_mm'}[metric]
+            values = np.stack([getattr(case.surfaces, name) for case in cases])
+            if summary == 'present_mean':
+                values = np.where([case.dice.truth > 0 for case in cases], values, np.nan)
+            columns = mean_statistic(values), np.isfinite(values)
+        result |= _class_estimates(metric, summary, columns, table, estimate)
+    return result
+
+
+def lesion_estimates(
+    inliers: Sequence[CaseMeasurement],
+    unknown: Sequence[CaseMeasurement],
+    table: LabelTable,
+    estimate: Estimator,
+) -> Estimates:
+    """Lesion rates: known tumours over inlier cases, OOD lesions over OOD cases.
+
+    OOD lesions cannot be called by their name, so of them there is only the sensitivity to any
+    tumour.
+    """
+    tumours = [table.names[i] for i in table.ids('tumour')]
+    ood = [table.names[i] for i in table.ids('ood')]
+    result: Estimates = {}
+    for prefix, cases, names, rates in (
+        ('lesion', inliers, tumours, RATES),
+        ('lesion', unknown, ood, ('sensitivity_any',)),
+        ('lesion_any', inliers, ['tumour'], tuple(r for r in RATES if r != 'sensitivity_any')),
+        ('lesion_any', unknown, ['ood'], ('sensitivity_any',)),
+    ):
+        states = [case.lesions if prefix == 'lesion' else case.pooled_lesions for case in cases]
+        estimates = _lesion_rates(states, estimate)
+        for name in names:
+            for rate in rates:
+                result[f'{prefix}/{name}/{rate}'] = estimates.get((name, rate), _UNDEFINED)
+    return result
+
+
+def voxel_estimates(cases: Sequence[CaseMeasurement], score: str, estimate: Estimator) -> Estimates:
+    """AUROC, AUPR and FPR95 of one score: both regions, per-case mean and pooled."""
+    result: Estimates = {}
+    for region in REGIONS:
+        histograms = [case.histograms[score, region] for case in cases]
+        values = np.stack([histogram.compute().stack() for histogram in histograms])
+        defined = np.isfinite(values).sum(axis=0)
+        means = estimate(mean_statistic(values), len(cases), counted=defined)
+        used = sum(len(histogram.bins) > 0 for histogram in histograms)
+        with_ood = sum(bool(histogram.positive.any()) for histogram in histograms)
+        pooled = estimate(
+            pooled_statistic(histograms),
+            len(cases),
+            counted=np.full(len(METRICS), used),
+            support=np.full(len(METRICS), with_ood),
+        )
+        for pooling, estimates in zip(POOLINGS, (means, pooled), strict=True):
+            for metric, value in zip(METRICS, estimates, strict=True):
+                result[f'ood/{score}/{region}/{pooling}/{metric}'] = value
+    return result
+
+
+def case_estimates(cases: Sequence[CaseMeasurement], score: str, estimate: Estimator) -> Estimates:
+    """AUC of OOD against inlier cases: of all, and of those that a tumour was predicted in."""
+    by_rule = [case for case in cases if case.fallback is None]
+    parts = {'auc': cases, 'auc_without_fallback': by_rule}
+    return {
+        f'ood_case/{score}/{name}': _case_auc(part, len(cases), score, estimate)
+        for name, part in parts.items()
+    }
+
+
+def _case_auc(
+    cases: Sequence[CaseMeasurement], total: int, score: str, estimate: Estimator
+) -> Estimate:
+    if not cases:
+        return Estimate(math.nan, math.nan, math.nan, 0, total)
+    state = CaseScores.empty()
+    for case in cases:
+        state = state.update(case.case, case.case_scores[score], case.is_ood)
+    num_ood = sum(case.is_ood for case in cases)
+    support = np.array([min(num_ood, len(cases) - num_ood)])
+    (auc,) = estimate(state.statistic(), len(cases), support=support)
+    return Estimate(auc.value, auc.low, auc.high, len(cases), total - len(cases))
+
+
+def _dice_columns(counts: Sequence[DiceCounts], summary: str) -> tuple[Statistic, np.ndarray]:
+    """Dice as a function of case weights, and [n, K] which cases take part."""
+    which = 'case_mean' if summary == 'pooled' else summary
+    return dice_statistic(counts, summary), np.isfinite(case_dice(counts, which))
+
+
+def _class_estimates(
+    metric: str,
+    summary: str,
+    columns: tuple[Statistic, np.ndarray] | None,
+    table: LabelTable,
+    estimate: Estimator,
+) -> Estimates:
+    """A metric of each known class, and its unweighted mean over organs and over tumour types.
+
+    Args:
+        metric: first part of the names.
+        summary: last part of the names.
+        columns: function of weights [R, n] giving [R, K], and [n, K] which cases take part; None
+            without cases.
+        table: classes.
+        estimate: bootstrap.
+    """
+    ids = table.known_ids
+    groups = {role: [ids.index(i) for i in table.ids(role)] for role in ('organ', 'tumour')}
+    keys = [f'{metric}/{table.names[i]}/{summary}' for i in ids]
+    means = [f'{metric}_mean/{role}/{summary}' for role in groups]
+    if columns is None:
+        return dict.fromkeys([*keys, *means], _UNDEFINED)
+    statistic, defined = columns
+    num_cases = len(defined)
+    values = estimate(statistic, num_cases, counted=defined.sum(axis=0))
+    result = dict(zip(keys, values, strict=True))
+    for key, members in zip(means, groups.values(), strict=True):
+        counted = np.array([defined[:, members].any(axis=1).sum()])
+        mean = class_mean(statistic, members, num_cases)
+        result[key] = estimate(mean, num_cases, counted=counted)[0]
+    return result
+
+
+def _lesion_rates(
+    states: Sequence[LesionCounts], estimate: Estimator
+) -> Mapping[tuple[str, str], Estimate]:
+    """(group, rate) to its estimate; nothing without cases."""
+    if not states or not states[0].groups:
+        return {}
+    counted = deciding_cases(states).ravel()
+    estimates = estimate(lesion_statistic(states), len(states), counted=counted)
+    keys = [(group.name, rate) for group in states[0].groups for rate in RATES]
+    return dict(zip(keys, estimates, strict=True))
