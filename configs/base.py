@@ -34,6 +34,10 @@ def _data() -> Config:
     data.phantom = ConfigDict()
     data.patch_size = (0, 0, 0)  # voxels (z, y, x)
     data.batch_size = 2
+    # k-fold cross-validation over the cases of train and val: this fold validates, the others
+    # train; -1 is the store's own split. The test cases never move.
+    data.fold = -1
+    data.num_folds = 5
     data.oversample_rate = 1 / 3  # nnU-Net: share of samples centred on foreground
     data.oversample_roles = ('organ', 'tumour')  # roles of the classes drawn there
     data.num_workers = 0
@@ -48,12 +52,26 @@ def _model() -> Config:
     model.conv_form = 'auto'  # plain | scan | auto: scan on one CPU device at real sizes
     model.backbone = ConfigDict(
         {
-            'name': 'unet',
+            'name': 'unet',  # unet | swin_unetr | transunet
             'base_features': 32,
             'max_features': 320,
             'convs_per_stage': 2,
             'max_stages': 0,  # 0: as many as the topology rule gives
             'deep_supervision': True,
+            'dropout_rate': 0.0,  # in the deepest stages; > 0 gives the score mc_entropy
+            'dropout_passes': 20,  # of mc_entropy; the reference takes 50
+            # Swin UNETR (Tang et al., CVPR 2022), read by it alone.
+            'feature_size': 48,
+            'window_size': 7,
+            'depths': (2, 2, 2, 2),
+            'num_heads': (3, 6, 12, 24),
+            # MONAI's merging (today's), mergingv2, or legacy (its error, for weights before 2025).
+            'patch_merging': 'merging',
+            'residual_conv': False,  # before every stage: Swin UNETR V2
+            # TransUNet: blocks of ViT-B over the coarsest features of the U-Net.
+            'transformer_layers': 12,
+            'transformer_dim': 768,
+            'transformer_heads': 12,
         }
     )
     model.decoder = ConfigDict(
@@ -73,13 +91,23 @@ def _model() -> Config:
             'kmeans_reduction': 'sum',
         }
     )
+    model.synthcp = ConfigDict(  # label-to-image network of the baseline SynthCP
+        {
+            'base_features': 16,  # of the generator at the input's resolution; doubles per stage
+            'max_features': 64,
+            'label_features': 16,  # hidden layer of a SPADE norm
+            'discriminator_features': 16,
+            'discriminator_layers': 3,
+            'discriminator_scales': 2,
+        }
+    )
     return model
 
 
 def stage(objective: str) -> Config:
     """Fields of one stage: what it trains, for how long, with which optimiser."""
     cfg: Config = ConfigDict()
-    cfg.objective = objective  # segmentation | maxquery
+    cfg.objective = objective  # segmentation | maxquery | synthcp
     cfg.init_from = ''  # '' previous stage (scratch for the first); or RUN or RUN:STAGE
     cfg.epochs = 1
     cfg.steps_per_epoch = 250
@@ -88,7 +116,8 @@ def stage(objective: str) -> Config:
         {
             'name': 'sgd',
             'learning_rate': 1e-2,
-            'momentum': 0.99,
+            'momentum': 0.99,  # of sgd
+            'betas': (0.9, 0.999),  # of radam, adam and adamw
             'weight_decay': 3e-5,
             'clip_norm': 12.0,
             'poly_power': 0.9,
@@ -103,6 +132,8 @@ def stage(objective: str) -> Config:
             'qd_weight': 0.0,
             'aux_weight': 1.0,
             'batch_dice': False,
+            'feature_weight': 10.0,  # synthcp: feature matching
+            'l1_weight': 10.0,  # synthcp: difference of the images
         }
     )
     return cfg

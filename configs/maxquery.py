@@ -8,13 +8,13 @@
 
 The first two are the paper's (Sec. 4.2). `demo` trains the same stages on the built-in phantom
 cohort in minutes on two CPU cores; `small` is its network for a store of your own. Further words
-change one thing: `:demo,no_qd`.
+change one thing: `:demo,no_qd` (an ablation), `:demo,nnunet` (a baseline).
 """
 
 from ml_collections import ConfigDict
 
 from configs import base, common
-from configs.common import Config
+from configs.common import Config, Variant
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -57,6 +57,11 @@ def _small_network(config: Config) -> None:
     config.model.backbone.base_features = 8
     config.model.backbone.max_features = 128
     config.model.backbone.convs_per_stage = 1
+    config.model.backbone.feature_size = 12
+    config.model.backbone.window_size = 4
+    config.model.backbone.transformer_layers = 4
+    config.model.backbone.transformer_dim = 128
+    config.model.backbone.transformer_heads = 4
     config.model.decoder.output_strides = (8, 4)
     config.model.decoder.query_dim = 64
     config.model.decoder.embed_dim = 32
@@ -94,21 +99,21 @@ def _demo(config: Config) -> None:
         }
     )
     config.data.patch_size = (24, 48, 48)
-    config.pretrain.epochs = 7
+    config.pretrain.epochs = 5
     config.pretrain.steps_per_epoch = 30
-    config.finetune.epochs = 8
+    config.finetune.epochs = 6
     config.finetune.steps_per_epoch = 20
-    config.finetune.optim.frozen_epochs = 3
+    config.finetune.optim.frozen_epochs = 2
     config.checkpoint.every_steps = 100
 
 
 def _long(config: Config) -> None:
-    """Four times the cases of the demo and three times its steps, for studies."""
+    """Four times the cases of the demo and seven times its steps, for studies."""
     config.data.phantom.num_train = 96
     config.data.phantom.num_val = 8
     config.data.phantom.num_test_inlier = 16
     config.data.phantom.num_test_ood = 16
-    config.pretrain.epochs = 20
+    config.pretrain.epochs = 40
     config.finetune.epochs = 30
     config.finetune.optim.frozen_epochs = 6
     config.validation.every_steps = 100
@@ -126,12 +131,100 @@ def _small(config: Config) -> None:
     config.checkpoint.every_steps = 250
 
 
+def _nnunet(config: Config) -> None:
+    """The backbone alone: the pre-training, which is all that the paper's nnU-Net had."""
+    config.stages = ('pretrain',)
+
+
+def _nnunet_longer(config: Config) -> None:
+    """The backbone alone, for as many further steps as the fine-tuning has."""
+    config.stages = ('pretrain', 'extend')
+    config.extend = config.pretrain.copy_and_resolve_references()
+    config.extend.epochs = config.finetune.epochs
+    config.extend.steps_per_epoch = config.finetune.steps_per_epoch
+
+
+def _mc_dropout(config: Config) -> None:
+    _nnunet(config)
+    config.model.backbone.dropout_rate = 0.5
+
+
+def _synthcp(config: Config) -> None:
+    """nnU-Net, then a network that draws the image from the labels (SynthCP)."""
+    config.stages = ('pretrain', 'synth')
+    config.synth = base.stage('synthcp')
+    config.synth.epochs = 200  # 100 + 100 of SPADE
+    config.synth.optim.name = 'adam'
+    config.synth.optim.learning_rate = 2e-4
+    config.synth.optim.betas = (0.5, 0.999)
+    config.synth.optim.weight_decay = 0.0
+    config.synth.optim.clip_norm = 0.0
+    if config.data.phantom:  # hundreds of steps
+        config.synth.optim.learning_rate = 1e-3
+        config.synth.epochs = config.finetune.epochs
+        config.synth.steps_per_epoch = config.finetune.steps_per_epoch
+
+
+def _swin_unetr(config: Config) -> None:
+    _nnunet(config)
+    config.model.backbone.name = 'swin_unetr'
+    config.model.backbone.deep_supervision = False  # as published
+    _transformer_optim(config)
+
+
+def _transunet(config: Config) -> None:
+    _nnunet(config)
+    config.model.backbone.name = 'transunet'
+    _transformer_optim(config)
+
+
+def _transformer_optim(config: Config) -> None:
+    """AdamW as Swin UNETR was published with; nnU-Net's rates are far too large for it."""
+    config.pretrain.optim.name = 'adamw'
+    config.pretrain.optim.learning_rate = 3e-3 if config.data.phantom else 1e-4
+    config.pretrain.optim.weight_decay = 1e-5
+
+
 def _no_qd(config: Config) -> None:
     config.finetune.loss.qd_weight = 0.0  # Tab. 1, "Ours (w/o L_qd)"
 
 
+def _no_ds(config: Config) -> None:
+    """Only the final prediction is supervised, not those of the decoder's blocks."""
+    config.model.decoder.deep_supervision = False
+
+
+def _joint(config: Config) -> None:
+    """Backbone and queries from scratch in one stage of as many epochs as both have."""
+    pretrain, finetune = config.pretrain, config.finetune
+    steps = pretrain.epochs * pretrain.steps_per_epoch
+    finetune.epochs += steps // finetune.steps_per_epoch
+    finetune.optim.frozen_epochs = 0
+    finetune.optim.backbone_multiplier = 1.0
+    config.stages = ('finetune',)
+
+
 def _l2(config: Config) -> None:
     config.model.decoder.pixel_norm = 'l2'  # of kMaX-DeepLab: unit length per voxel of P
+
+
+def _blocks(number: int) -> Variant:
+    """`number` decoder blocks, from the coarsest output stride on."""
+
+    def variant(config: Config) -> None:
+        coarsest = config.model.decoder.output_strides[0]
+        config.model.decoder.output_strides = tuple(coarsest >> i for i in range(number))
+
+    return variant
+
+
+def _groups(*groups: int) -> Variant:
+    """Another query distribution (N1, N2, N3), Tab. 3."""
+
+    def variant(config: Config) -> None:
+        config.model.decoder.query_groups = groups
+
+    return variant
 
 
 VARIANTS = {
@@ -140,6 +233,19 @@ VARIANTS = {
     'demo': _demo,
     'small': _small,
     'long': _long,
+    'nnunet': _nnunet,
+    'nnunet_longer': _nnunet_longer,
+    'mc_dropout': _mc_dropout,
+    'synthcp': _synthcp,
+    'swin_unetr': _swin_unetr,
+    'transunet': _transunet,
     'no_qd': _no_qd,
+    'no_ds': _no_ds,
+    'joint': _joint,
     'l2': _l2,
+    **{f'blocks{number}': _blocks(number) for number in (1, 2, 3, 4)},
+    **{
+        f'groups_{"_".join(map(str, groups))}': _groups(*groups)
+        for groups in ((8, 4, 20), (8, 20, 4), (16, 4, 12), (20, 4, 8), (24, 4, 4))
+    },
 }

@@ -5,12 +5,14 @@
     python -m launch.predict --model=runs/liver --input=dicom_folder --output=out \\
         --output_type=nifti,dicom_seg
     python -m launch.predict --model=runs/liver --split=test
+    python -m launch.predict --model=runs/fold0,runs/fold1 --input=scan.nii.gz --output=out
 
-For a scan X.nii.gz the output folder receives X_seg.nii.gz (classes), X_ood.nii.gz (anomaly
-score, larger is more anomalous) and X.json (volumes, lesions, case score). With several input
-channels name the files X_0000.nii.gz, X_0001.nii.gz, ... Finished scans are skipped, so the same
-command continues after an interruption. A bad file is named, the others are still predicted, and
-the exit code is 2. No tag of a DICOM input reaches logs or outputs but UIDs, in X_seg.dcm only.
+The last is an ensemble: the mean of the runs' logits and of each raw score. For a scan X.nii.gz the
+output folder receives X_seg.nii.gz (classes), X_ood.nii.gz (anomaly score, larger is more
+anomalous) and X.json (volumes, lesions, case score). With several input channels name the files
+X_0000.nii.gz, X_0001.nii.gz, ... Finished scans are skipped, so the same command continues after
+an interruption. A bad file is named, the others are still predicted, and the exit code is 2. No
+tag of a DICOM input reaches logs or outputs but UIDs, in X_seg.dcm only.
 """
 
 import os
@@ -20,16 +22,16 @@ from absl import flags
 
 from launch import _cli, _reading
 
-_MODEL = flags.DEFINE_string('model', None, 'Run directory of a training (its --workdir).')
+_MODEL = flags.DEFINE_list(
+    'model', None, 'Run directory (--workdir of a training); several with commas: an ensemble.'
+)
 _INPUT = flags.DEFINE_string(
     'input', None, 'A .nii or .nii.gz file, a DICOM folder or .zip, or a folder of these.'
 )
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Folder for the results; with --split the default is RUN/predictions/SPLIT.'
 )
-_SPLIT = flags.DEFINE_string(
-    'split', None, 'In place of --input: a split (test, val, train) of the data it trained on.'
-)
+_SPLIT = flags.DEFINE_string('split', None, 'In place of --input: test, val or train of its data.')
 _OUTPUT_TYPE = flags.DEFINE_list(
     'output_type',
     ['nifti'],
@@ -52,27 +54,23 @@ _STEP_SIZE = flags.DEFINE_float(
 _MIRROR = flags.DEFINE_bool('mirror', False, 'Average over 8 mirrored copies; 8 times the work.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 1, 'Tiles per call of the network.')
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Predict finished scans again.')
-_MAX_MEMORY_GB = flags.DEFINE_float(
-    'max_memory_gb', None, 'Refuse scans that need more; default 90 % of the memory.'
-)
-_MIN_LESION_ML = flags.DEFINE_float(
-    'min_lesion_ml', 0.01, 'Tumour components below this volume are not listed in the record.'
-)
+_MAX_MEMORY_GB = flags.DEFINE_float('max_memory_gb', None, 'Refuse scans above; default 90 %.')
+_MIN_LESION_ML = flags.DEFINE_float('min_lesion_ml', 0.01, 'Smaller lesions are not listed.')
 flags.adopt_module_key_flags(_reading)
 
 
 def main() -> None:
     """Predicts `--input` or `--split` with `--model`."""
     from maxquery_jax.errors import UserError
-    from maxquery_jax.inference.model import load_model
+    from maxquery_jax.inference.ensemble import load_ensemble
     from maxquery_jax.inference.predict import predict
     from maxquery_jax.train.experiment import enable_compilation_cache
 
     reading = _reading.options()
     if not _MODEL.value:
         raise UserError('name a trained run with --model, e.g. --model=runs/demo')
-    model = load_model(_MODEL.value, _STAGE.value)
-    cache = pathlib.Path(_MODEL.value) / 'cache'
+    model = load_ensemble(_MODEL.value, _STAGE.value)
+    cache = pathlib.Path(_MODEL.value[0]) / 'cache'
     if os.access(cache, os.W_OK):
         enable_compilation_cache(cache)
     predict(

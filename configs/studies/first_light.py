@@ -5,10 +5,9 @@
 Both variants of a seed start from the same pre-trained backbone.
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import maxquery
-from configs.common import Config
 
 get_config = maxquery.get_config
 
@@ -20,28 +19,25 @@ _SCORES = {
 }
 
 
-def get_study() -> Config:
+def get_study() -> dict[str, Any]:
     """Returns the study."""
-    study: Config = ConfigDict()
-    study.name = 'first_light'
-    study.title = 'MaxQuery on PhantomCT, demo scale'
-    study.base = 'demo,long'
-    study.split = 'test'
-    study.seeds = (0, 1, 2)
-    study.variants = {
-        'qd': {'words': '', 'share': ''},
-        'no_qd': {'words': 'no_qd', 'share': 'qd'},
+    first, *others = _SCORES
+    table = {
+        'name': 'first_light',
+        'title': 'MaxQuery on PhantomCT: scores, with and without QD loss',
+        'columns': ('auroc', 'aupr', 'fpr95', 'case_auc', 'dice'),
+        'rows': tuple(
+            {'title': title + suffix, 'variant': variant, 'score': score}
+            for variant, suffix in (('qd', ''), ('no_qd', ', without QD loss'))
+            for title, score in _SCORES.items()
+        ),
+        'pairs': tuple((first, title) for title in (f'{first}, without QD loss', *others)),
     }
-    study.rows = tuple(
-        ConfigDict({'title': title + suffix, 'variant': variant, 'score': score})
-        for variant, suffix in (('qd', ''), ('no_qd', ', without QD loss'))
-        for title, score in _SCORES.items()
-    )
-    main = 'MaxQuery (query, pre-softmax)'
-    study.pairs = (
-        (main, main + ', without QD loss'),
-        (main, 'query, post-softmax'),
-        (main, 'MaxLogit (category, pre-softmax)'),
-        (main, 'MSP (category, post-softmax)'),
-    )
-    return study
+    return {
+        'name': 'first_light',
+        'title': 'MaxQuery on PhantomCT, demo scale',
+        'base': 'demo,long',
+        'seeds': (0, 1, 2),
+        'variants': {'qd': {}, 'no_qd': {'words': 'no_qd', 'share': 'qd'}},
+        'tables': (table,),
+    }

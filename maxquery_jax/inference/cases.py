@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from maxquery_jax.data import volumes
 from maxquery_jax.data.dicom.files import holds_dicom
@@ -84,7 +84,9 @@ def find_cases(
     return cases
 
 
-def find_split(store: PathLike, split: str) -> list[Case]:
+def find_split(
+    store: PathLike, split: str, splits: Mapping[str, Sequence[str]] | None = None
+) -> list[Case]:
     """Finds the raw scans behind a split of a patch store.
 
     They are read as `prepare` read them: it has judged these files, and their hashes are checked.
@@ -92,13 +94,18 @@ def find_split(store: PathLike, split: str) -> list[Case]:
     Args:
         store: the store a model was trained on.
         split: 'train', 'val', 'test' or another split of the store.
+        splits: split name to case ids where they are others than the store's, as in a fold.
 
     Raises:
-        UserError: the store cannot be opened, has no such split, or its raw scans are gone.
+        UserError: the store cannot be opened, has no such split, lacks a case of it, or its raw
+            scans are gone.
     """
     opened = PatchStore(store)
     manifest = opened.manifest
-    names = opened.case_ids(split)
+    names = splits[split] if splits and split in splits else opened.case_ids(split)
+    lost = sorted(set(names) - manifest.cases.keys())
+    if lost:
+        raise UserError(f'store {store} lacks {lost[0]!r} of split {split!r}; prepare it again')
     if not names:
         raise UserError(f'split {split!r} of store {store} holds no cases; prepare it with some')
     folder = pathlib.Path(manifest.source)

@@ -25,6 +25,7 @@ from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference import memory
 from maxquery_jax.inference.cases import Case, PathLike, find_cases, find_split
+from maxquery_jax.inference.ensemble import run_splits, trained_cases
 from maxquery_jax.inference.model import LoadedModel, load_model
 from maxquery_jax.inference.record import FORMAT, VERSION
 from maxquery_jax.inference.run_case import Settings, output_files, predict_case
@@ -69,8 +70,8 @@ def predict(
         source: a NIfTI file, a DICOM folder or .zip, a folder of these, or a sequence of scans
             (`cases.find_cases`).
         output: folder for the results; with `split`, RUN/predictions/SPLIT if None.
-        split: in place of `source`, a split of the store the model was trained on; its raw
-            scans are predicted.
+        split: in place of `source`, a split of the store the model was trained on, or of the fold
+            that it was trained as; its raw scans are predicted.
         scores: anomaly scores to write, the first is the primary one; None takes the model's
             default (MaxQuery: 'query_logit').
         step_size: distance between tiles as a fraction of the patch, in (0, 1]; None takes
@@ -179,7 +180,8 @@ def _find(
         raise UserError(f'the model {model.description} names no store; give scans with --input')
     else:
         assert split is not None
-        cases = find_split(model.store, split)
+        cases = find_split(model.store, split, run_splits(model.run_dir))
+        _require_unseen(model, cases, split)
     if output is None:
         assert model.run_dir is not None and split is not None
         output = model.run_dir / 'predictions' / split
@@ -191,6 +193,16 @@ def _find(
     if not os.access(folder, os.W_OK):
         raise UserError(f'--output {folder} cannot be written; choose another folder')
     return cases, folder
+
+
+def _require_unseen(model: LoadedModel, cases: Sequence[Case], split: str) -> None:
+    """Raises UserError if a split other than train holds cases that the model was trained on."""
+    seen = {case.name for case in cases} & trained_cases(model)
+    if split != 'train' and seen:
+        raise UserError(
+            f'{len(seen)} of {len(cases)} cases of split {split!r}, such as {min(seen)}, trained '
+            f'{model.description}; predict the test split, or the runs one by one'
+        )
 
 
 def _predict_unless_done(

@@ -1,143 +1,290 @@
-"""Runs what is missing of a study: train, predict and evaluate each variant under each seed."""
+"""Runs what is missing of a study: train, predict and evaluate each variant, seed and fold."""
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
+import json
 import os
 import pathlib
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import read_json, write_json
+from maxquery_jax.inference.ensemble import load_ensemble
+from maxquery_jax.inference.model import LoadedModel, load_model
 from maxquery_jax.inference.predict import predict
 from maxquery_jax.report.evaluate import evaluate
-from maxquery_jax.report.summary import read_summary
+from maxquery_jax.study.estimate import RECORD, read_record, stage_seconds
+from maxquery_jax.study.plan import NO_FOLD, MakeConfig, Run, plan, run_config, take_part
+from maxquery_jax.study.results import (
+    ensemble_path,
+    ensemble_splits,
+    has_summary,
+    is_finished,
+    run_splits,
+    stored_scores,
+    summary_path,
+)
+from maxquery_jax.study.spec import Study, parse_study
 from maxquery_jax.train.data import open_data
 from maxquery_jax.train.experiment import train
+from maxquery_jax.train.run_dir import CONFIG, RunDir
+from maxquery_jax.typing import Config
 
-MakeConfig = Callable[[str], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One training of a study.
-
-    Attributes:
-        variant: name in the study's table of variants.
-        seed: of the run.
-        path: run directory.
-        words: text after the colon of `--config`.
-        shared_from: run directory whose first stages this run starts from, or None.
-    """
-
-    variant: str
-    seed: int
-    path: pathlib.Path
-    words: str
-    shared_from: pathlib.Path | None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether it was trained, predicted and evaluated."""
-        return (self.path / 'summary.json').is_file()
-
-
-def plan(study: Any, workdir: str | os.PathLike[str]) -> list[Run]:
-    """All runs of a study, in an order in which shared stages come first.
-
-    Args:
-        study: see `configs/studies`: `variants` maps a name to `{words, share}`, where `share`
-            names the variant whose earlier stages are taken over ('' for none).
-        workdir: folder of the study.
-
-    Raises:
-        UserError: a variant shares from one that is not there.
-    """
-    workdir = pathlib.Path(workdir)
-    runs = []
-    for seed in study.seeds:
-        for name, variant in study.variants.items():
-            if variant.share and variant.share not in study.variants:
-                raise UserError(f'variant {name} shares from {variant.share!r}, which is not there')
-            shared = workdir / variant.share / f'seed{seed}' if variant.share else None
-            path = workdir / name / f'seed{seed}'
-            runs.append(Run(name, seed, path, variant.words, shared))
-    return sorted(runs, key=lambda run: (run.seed, run.shared_from is not None))
-
-
-def take_part(runs: list[Run], part: str) -> list[Run]:
-    """The runs of part 'i/n' (1-based); a seed never splits, as its runs share stages.
-
-    Raises:
-        UserError: `part` is not of that form.
-    """
-    try:
-        index, count = (int(text) for text in part.split('/'))
-        if not 1 <= index <= count:
-            raise ValueError(part)
-    except ValueError as error:
-        raise UserError(f'--part must look like 1/4 with 1 <= i <= n, got {part!r}') from error
-    seeds = sorted({run.seed for run in runs})[index - 1 :: count]
-    return [run for run in runs if run.seed in seeds]
+POLL_S = 5.0
+STOPPED = 'stopped by signal'  # begins what training says when it was told to stop
 
 
 def run_study(
-    study: Any, make_config: MakeConfig, workdir: str | os.PathLike[str], *, part: str = '1/1'
-) -> None:
+    study: Study,
+    make_config: MakeConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    part: str = '1/1',
+    store: str = '',
+) -> list[str]:
     """Trains, predicts and evaluates every run of a part that is not finished.
+
+    Several processes may work on one folder: each run is done by the first that comes, the others
+    take the next or wait. A run that fails does not stop those that do not need it.
 
     Args:
         study: the study.
         make_config: gives the unlocked config of the text after the colon.
         workdir: folder of the study; a second call continues.
-        part: 'i/n' for several hosts on one folder.
+        part: 'i/n', for several hosts.
+        store: to train on; '' for the one of the config, or the cohort it describes.
+
+    Returns:
+        One line per run that failed.
+
+    Raises:
+        UserError: the study cannot be planned, the folder holds other configs, or a signal came.
     """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    runs = take_part(plan(study, workdir), part)
-    store = str(open_data(make_config(study.base), workdir).stores[0].location)
-    for number, run in enumerate(runs, start=1):
-        title = f'[{number}/{len(runs)}] {run.variant} seed {run.seed}'
-        if run.is_finished:
-            print(f'{title}: finished before', flush=True)
-            continue
-        started = time.perf_counter()
-        print(f'{title}: starts', flush=True)
-        train(make_run_config(study, make_config, run, store), run.path)
-        predict(run.path, split=study.split, scores=_scores(study, run))
-        evaluate(model=run.path, split=study.split, output=run.path)
-        print(f'{title}: {time.perf_counter() - started:.0f} s', flush=True)
+    everything = plan(study, make_config, workdir)
+    runs = take_part(everything, part)
+    if not runs:
+        groups = len({run.group for run in everything})
+        print(f'part {part} has no runs: a study of {groups} seeds and folds has {groups} parts')
+    failed = _work(study, runs, _open_cohort(make_config(study.base), workdir, store))
+    if study.folds:
+        for members in _by_seed(everything):
+            if all(is_finished(study, run) for run in members):
+                try:
+                    _run_ensemble(study, members)
+                except UserError as error:
+                    failed[ensemble_path(members[0])] = ' '.join(str(error).split())
+    return [f'{path.parent.name}/{path.name}: {why}' for path, why in failed.items()]
 
 
-def make_run_config(study: Any, make_config: MakeConfig, run: Run, store: str) -> Any:
-    """The resolved config of one run."""
-    words = ','.join(word for word in (study.base, run.words) if word)
-    config = make_config(words)
-    config.seed = run.seed
-    if not config.data.stores:  # a mixture names its own
-        config.data.store = store
-    if run.shared_from is not None:
-        last = config.stages[-1]
-        config[last].init_from = f'{run.shared_from}:{config.stages[-2]}'
-        config.stages = (last,)
-    return config.lock()
+def open_study(data: Mapping[str, Any], *, base: str | None = None) -> Study:
+    """Checks a study.
 
-
-def _scores(study: Any, run: Run) -> list[str]:
-    scores = [row.score for row in study.rows if row.variant == run.variant]
-    return list(dict.fromkeys(scores))
-
-
-def read_summaries(study: Any, workdir: str | os.PathLike[str]) -> dict[str, list[dict]]:
-    """Summaries by variant, one per finished seed.
+    Args:
+        data: what `get_study()` of a study file returns.
+        base: words of the experiment in place of the study's; None keeps those.
 
     Raises:
-        UserError: a run of the study is missing.
+        UserError: a field is wrong.
     """
-    found: dict[str, list[dict]] = {}
-    for run in plan(study, workdir):
-        if not run.is_finished:
-            raise UserError(
-                f'{run.variant} seed {run.seed} is not finished; run launch.study again'
-            )
-        found.setdefault(run.variant, []).append(read_summary(run.path / 'summary.json'))
-    return found
+    study = parse_study(data)
+    return study if base is None else dataclasses.replace(study, base=base)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cohort:
+    """The data of a study.
+
+    Attributes:
+        store: that was named, or generated from `spec`; '' where configs name their own.
+        spec: of the generated cohort; None where the store was named.
+    """
+
+    store: str
+    spec: Mapping[str, Any] | None
+
+    def store_of(self, run: Run) -> str:
+        """Path of the store, '' where the run describes another cohort."""
+        is_same = self.spec is None or run.config.data.phantom.to_dict() == self.spec
+        return self.store if is_same else ''
+
+
+def _open_cohort(base: Config, workdir: pathlib.Path, store: str) -> _Cohort:
+    """Generates the cohort that the study's base describes, once for all runs."""
+    if store or base.data.store or base.data.stores or not base.data.phantom:
+        return _Cohort(store, None)
+    generated = str(open_data(base, workdir).stores[0].location)
+    return _Cohort(generated, base.data.phantom.to_dict())
+
+
+def _work(study: Study, runs: Sequence[Run], cohort: _Cohort) -> dict[pathlib.Path, str]:
+    """Works through runs as they become ready; returns run directory to what failed."""
+    pending = list(enumerate(runs, start=1))
+    failed: dict[pathlib.Path, str] = {}
+    is_waiting = False
+    while pending:
+        before = len(pending)
+        for number, run in list(pending):
+            title = f'[{number}/{len(runs)}] {run.title}'
+            if any(path in failed for path, _, _ in run.taken) and not run.is_ready:
+                failed[run.path] = 'needs a run that failed'
+            elif not run.is_ready:
+                continue
+            else:
+                with _claim(run.path) as is_mine:
+                    if not is_mine:
+                        continue
+                    _try(study, run, run_config(run, study, cohort.store_of(run)), title, failed)
+            pending.remove((number, run))
+            break  # from the start: what was not ready may be ready now
+        if len(pending) == before:
+            if not is_waiting:
+                names = ', '.join(run.title for _, run in pending)
+                print(f'waiting for another process: {names}', flush=True)
+            is_waiting = True
+            time.sleep(POLL_S)
+    return failed
+
+
+def _try(
+    study: Study, run: Run, config: Config, title: str, failed: dict[pathlib.Path, str]
+) -> None:
+    try:
+        _finish(study, run, config, title)
+    except UserError as error:
+        if str(error).startswith(STOPPED):
+            raise
+        failed[run.path] = ' '.join(str(error).split())
+        print(f'{title}: failed: {failed[run.path]}', flush=True)
+
+
+def _finish(study: Study, run: Run, config: Config, title: str) -> None:
+    """Brings one run to its end."""
+    _follow_move(run, config)
+    if is_finished(study, run):
+        _require_same_config(run, config)
+        print(f'{title}: finished before', flush=True)
+        return
+    started = time.perf_counter()
+    print(f'{title}: starts', flush=True)
+    is_fresh = not (run.path / CONFIG).is_file()
+    _share_cache(run.path)
+    train(config, run.path)
+    trained = time.perf_counter()
+    model = load_model(run.path)
+    for split in run_splits(study, run):
+        _evaluate(study, run.variant, run.path, model, split)
+    now = time.perf_counter()
+    measured = stage_seconds(run.path)
+    in_steps = sum(measured.get(stage, 0.0) * steps for stage, steps in run.stages.items())
+    besides = {'besides_steps_s': now - started - in_steps if is_fresh else now - trained}
+    record = {'parameters': sum(leaf.size for leaf in jax.tree.leaves(model.params))}
+    write_json(run.path / RECORD, besides | read_record(run.path) | record)
+    jax.clear_caches()  # compiled programs of one run are of no use to the next
+    print(f'{title}: {now - started:.0f} s', flush=True)
+
+
+def _evaluate(
+    study: Study, variant: str, folder: pathlib.Path, model: LoadedModel, split: str
+) -> None:
+    """Predicts and evaluates a split with all scores of the tables, and those it had before."""
+    before = stored_scores(summary_path(folder, split))
+    scores = list(dict.fromkeys((*before, *study.scores_of(variant)))) or None
+    predict(model, output=folder / 'predictions' / split, split=split, scores=scores)
+    evaluate(model=folder, split=split)
+
+
+def _run_ensemble(study: Study, members: Sequence[Run]) -> None:
+    """Predicts the splits that no member was trained on with the mean of all folds."""
+    variant, folder = members[0].variant, ensemble_path(members[0])
+    splits = [
+        s for s in ensemble_splits(study, variant) if not has_summary(study, variant, folder, s)
+    ]
+    if not splits:
+        return
+    with _claim(folder) as is_mine:
+        if not is_mine:
+            return
+        print(f'{variant} seed {members[0].seed}: ensemble of {len(members)} folds', flush=True)
+        model = load_ensemble([run.path for run in members])
+        # What `evaluate` reads of a run: where the truth is.
+        names = [run.path.name for run in members]
+        record = {'format': 'maxquery_jax/ensemble', 'store': model.store, 'members': names}
+        write_json(folder / 'manifest.json', record)
+        for split in splits:
+            _evaluate(study, variant, folder, model, split)
+
+
+def _by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        assert run.fold != NO_FOLD
+        groups.setdefault((run.variant, run.seed), []).append(run)
+    return list(groups.values())
+
+
+@contextlib.contextmanager
+def _claim(run_dir: pathlib.Path) -> Iterator[bool]:
+    """Whether this process may work on a run; the claim ends with the process."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / '.study.lock', 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _require_same_config(run: Run, config: Config) -> None:
+    """Raises UserError if a finished run was trained with another config."""
+    folder = RunDir(run.path)
+    try:
+        folder.write_config(json.loads(config.to_json_best_effort()))
+    finally:
+        folder.close()
+
+
+def _follow_move(run: Run, config: Config) -> None:
+    """Renames the run that a stage starts from in `config.json`, if the study's folder moved."""
+    file = run.path / CONFIG
+    if not run.taken or not file.is_file():
+        return
+    stage = config.stages[0]
+    before, now = read_json(file, fix='restore it'), config[stage].init_from
+    path, _, wanted = before.get(stage, {}).get('init_from', '').rpartition(':')
+    source = run.taken[-1][0]
+    if pathlib.Path(path).parts[-2:] == source.parts[-2:] and now.endswith(f':{wanted}'):
+        before[stage]['init_from'] = now
+        write_json(file, before)
+
+
+def _share_cache(run_dir: pathlib.Path) -> None:
+    """Lets all runs of a study keep their compiled programs in one place.
+
+    One per kind of machine: programs compiled for one processor may not run on another.
+    """
+    key = f'{platform.machine()}-{hashlib.sha256(_processor().encode()).hexdigest()[:8]}'
+    (run_dir.parent.parent / 'cache' / key).mkdir(parents=True, exist_ok=True)
+    link = run_dir / 'cache'
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(pathlib.Path('..', '..', 'cache', key), target_is_directory=True)
+
+
+def _processor() -> str:
+    """What the processor can do."""
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(('flags', 'Features'))), '')

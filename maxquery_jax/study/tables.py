@@ -1,214 +1,149 @@
-"""A study's table: methods in rows, metrics with intervals over cases and spread over seeds."""
+"""Fills a study's tables from what its runs measured; the result is plain JSON."""
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import scipy.stats
 
-from maxquery_jax.metrics.bootstrap import (
-    Difference,
-    Estimate,
-    Statistic,
-    bootstrap,
-    mean_statistic,
-    paired_difference,
-)
-from maxquery_jax.metrics.ood import METRICS, CaseScores
+from maxquery_jax.study.columns import Column, Evaluation, Measured, expand, measure
+from maxquery_jax.study.spec import RowSpec, Study, TableSpec
+from maxquery_jax.study.statistics import RESAMPLES, Cell, Comparison, compare, correct, make_cell
 
-COLUMNS = ('auroc', 'aupr', 'fpr95', 'case_auc', 'dice_tumour')
-TITLES = {
-    'auroc': 'AUROC',
-    'aupr': 'AUPR',
-    'fpr95': 'FPR95',
-    'case_auc': 'case AUC',
-    'dice_tumour': 'inlier tumour Dice',
-}
-LOWER_IS_BETTER = ('fpr95',)
+FORMAT = 'maxquery_jax/table'
+VERSION = 2
+
+Row = Mapping[str, Mapping[int, Measured]]
+"""Column key to seed to what was measured; a column that was not measured is left out."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One number of a table.
+def build_table(
+    study: Study, table: TableSpec, evaluations: Mapping[str, Mapping[int, Evaluation]]
+) -> dict[str, Any]:
+    """Computes every cell, comparison and order of a table.
 
-    Attributes:
-        estimate: mean over seeds with its 95% interval over cases.
-        seeds: value of each seed.
+    Args:
+        study: the study.
+        table: one of its tables.
+        evaluations: variant to seed to what was measured (`results.load`).
+
+    Returns:
+        JSON values; numbers that are undefined are None.
     """
-
-    estimate: Estimate
-    seeds: tuple[float, ...]
-
-    @property
-    def seed_sd(self) -> float:
-        """Standard deviation over seeds; NaN for one seed."""
-        return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else math.nan
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A method: its title, variant, score, and the statistic behind each cell."""
-
-    title: str
-    variant: str
-    score: str
-    statistics: dict[str, Statistic]
-    per_seed: dict[str, tuple[float, ...]]
-    num_cases: int
-
-    def cell(self, column: str) -> Cell:
-        """Mean over seeds; the interval resamples cases, the same for all seeds."""
-        (estimate,) = bootstrap(self.statistics[column], self.num_cases)
-        return Cell(estimate, self.per_seed[column])
-
-
-def build_rows(study: Any, summaries: dict[str, list[dict]], region: str = 'organ') -> list[Row]:
-    """One row per entry of `study.rows` (`{title, variant, score}`)."""
-    rows = []
-    for entry in study.rows:
-        seeds = summaries[entry.variant]
-        statistics, per_seed = {}, {}
-        for column in COLUMNS:
-            parts = [_statistic(summary, column, entry.score, region) for summary in seeds]
-            statistics[column] = _mean_of(parts)
-            ones = np.ones((1, len(seeds[0]['cases'])))
-            per_seed[column] = tuple(float(part(ones)[0, 0]) for part in parts)
-        rows.append(
-            Row(
-                entry.title,
-                entry.variant,
-                entry.score,
-                statistics,
-                per_seed,
-                len(seeds[0]['cases']),
-            )
-        )
-    return rows
-
-
-def compare(first: Row, second: Row) -> dict[str, Difference]:
-    """Paired difference first - second of every column over the same cases."""
+    first = next((e for seeds in evaluations.values() for e in seeds.values()), None)
+    columns = expand(table.columns, first.tumours if first else ())
+    rows = {
+        row.title: _measure_row(row, columns, evaluations.get(row.variant, {}))
+        for row in table.rows
+    }
+    cells = {
+        title: {key: make_cell(seeds) for key, seeds in row.items()} for title, row in rows.items()
+    }
+    cases = first.cases if first else ()
     return {
-        column: paired_difference(
-            first.statistics[column], second.statistics[column], first.num_cases
-        )[0]
-        for column in COLUMNS
+        'format': FORMAT,
+        'version': VERSION,
+        'study': study.name,
+        'table': table.name,
+        'title': table.title,
+        'seeds': list(study.seeds),
+        'folds': study.folds,
+        'splits': list(table.splits),
+        'counts': {
+            'cases': len(cases),
+            'inlier_cases': sum(not case['is_ood'] for case in cases),
+            'ood_cases': sum(case['is_ood'] for case in cases),
+        },
+        'resamples': RESAMPLES,
+        'columns': [dataclasses.asdict(column) for column in columns],
+        'rows': [
+            {
+                **dataclasses.asdict(row),
+                'seeds': [s for s in study.seeds if s in evaluations.get(row.variant, {})],
+                'cells': {key: _cell_json(cell) for key, cell in cells[row.title].items()},
+            }
+            for row in table.rows
+        ],
+        'pairs': _compare_pairs(table, columns, rows),
+        'reference': {
+            source: {title: dict(numbers) for title, numbers in titles.items()}
+            for source, titles in table.reference.items()
+        },
+        'order': _order(table, columns, cells),
+        'note': table.note,
     }
 
 
-def _statistic(summary: dict, column: str, score: str, region: str) -> Statistic:
-    """A column of one seed as a function of case weights [R, n], giving [R, 1]."""
-    cases = sorted(summary['cases'], key=lambda case: case['case'])
-    if column in METRICS:
-        values = [_nan(case['ood'][score][region][column]) for case in cases]
-        return mean_statistic(np.array(values)[:, None])
-    if column == 'case_auc':
-        state = CaseScores.empty()
-        for case in cases:
-            state = state.update(case['case'], case['case_score'][score], case['is_ood'])
-        return state.statistic()
-    names = [label['name'] for label in summary['labels'] if label['role'] == 'tumour']
-    values = np.array(
-        [[math.nan if c['is_ood'] else _nan(c['dice'][n]) for n in names] for c in cases]
-    )
-    per_class = mean_statistic(values)
-    return lambda weights: _nanmean(per_class(weights))
+def _measure_row(
+    row: RowSpec, columns: Sequence[Column], evaluations: Mapping[int, Evaluation]
+) -> Row:
+    found: dict[str, dict[int, Measured]] = {}
+    for column in columns:
+        for seed, evaluation in evaluations.items():
+            measured = measure(evaluation, column, row.score)
+            if measured is not None:
+                found.setdefault(column.key, {})[seed] = measured
+    return found
 
 
-def _mean_of(parts: list[Statistic]) -> Statistic:
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        return np.mean([part(weights) for part in parts], axis=0)
-
-    return statistic
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    defined = np.isfinite(values)
-    count = defined.sum(axis=1, keepdims=True)
-    total = np.where(defined, values, 0.0).sum(axis=1, keepdims=True)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def to_markdown(study: Any, rows: list[Row], heading: str) -> str:
-    """The table, the paired differences and how to read them."""
-    lines = [f'# {study.title}', '', heading, '']
-    lines.append('| method | ' + ' | '.join(_title(column) for column in COLUMNS) + ' |')
-    lines.append('|---' * (len(COLUMNS) + 1) + '|')
-    for row in rows:
-        cells = ' | '.join(_cell_text(row.cell(column)) for column in COLUMNS)
-        lines.append(f'| {row.title} | {cells} |')
-    lines += ['', 'Values in percent: mean over seeds [95% interval over cases] ± SD over seeds.']
-    pairs = _pairs(study, rows)
-    if pairs:
-        lines += ['', '## Paired differences (first minus second, same cases)', '']
-        lines.append('| pair | ' + ' | '.join(_title(column) for column in COLUMNS) + ' |')
-        lines.append('|---' * (len(COLUMNS) + 1) + '|')
-        for first, second in pairs:
-            found = compare(first, second)
-            cells = ' | '.join(_difference_text(found[column]) for column in COLUMNS)
-            lines.append(f'| {first.title} - {second.title} | {cells} |')
-    return '\n'.join(lines) + '\n'
-
-
-def to_json(study: Any, rows: list[Row]) -> str:
-    """The same numbers for programs."""
-    table = [
+def _compare_pairs(
+    table: TableSpec, columns: Sequence[Column], rows: Mapping[str, Row]
+) -> list[dict[str, Any]]:
+    """Every pair in every column, corrected over the pairs of a column."""
+    compared: dict[tuple[str, str], dict[str, Comparison]] = {pair: {} for pair in table.pairs}
+    for column in columns:
+        if not column.is_compared:
+            continue
+        found = {}
+        for first, second in table.pairs:
+            sides = [rows[title].get(column.key, {}) for title in (first, second)]
+            comparison = compare(*sides)
+            if comparison is not None:
+                found[first, second] = comparison
+        corrected = correct(list(found.values()))
+        for pair, comparison in zip(found, corrected, strict=True):
+            compared[pair][column.key] = comparison
+    return [
         {
-            'title': row.title,
-            'variant': row.variant,
-            'score': row.score,
-            'cells': {
-                column: _clean(
-                    dataclasses.asdict(row.cell(column)) | {'seed_sd': row.cell(column).seed_sd}
-                )
-                for column in COLUMNS
-            },
-        }
-        for row in rows
-    ]
-    pairs = [
-        {
-            'first': first.title,
-            'second': second.title,
+            'first': first,
+            'second': second,
             'differences': {
-                k: _clean(dataclasses.asdict(v)) for k, v in compare(first, second).items()
+                key: _clean(dataclasses.asdict(comparison)) for key, comparison in by_column.items()
             },
         }
-        for first, second in _pairs(study, rows)
+        for (first, second), by_column in compared.items()
     ]
-    return json.dumps({'study': study.name, 'rows': table, 'pairs': pairs}, indent=1) + '\n'
 
 
-def _pairs(study: Any, rows: list[Row]) -> list[tuple[Row, Row]]:
-    by_title = {row.title: row for row in rows}
-    return [(by_title[pair[0]], by_title[pair[1]]) for pair in study.pairs]
+def _order(
+    table: TableSpec, columns: Sequence[Column], cells: Mapping[str, Mapping[str, Cell]]
+) -> dict[str, dict[str, Any]]:
+    """Kendall's tau between our column and the reference's, over the rows that both have."""
+    result: dict[str, dict[str, Any]] = {}
+    for source, numbers in table.reference.items():
+        for column in columns:
+            both = [
+                (cells[title][column.key].value, values[column.key])
+                for title, values in numbers.items()
+                if column.key in values and column.key in cells.get(title, {})
+            ]
+            both = [pair for pair in both if math.isfinite(pair[0])]
+            if len(both) > 2:
+                found: Any = scipy.stats.kendalltau(*zip(*both, strict=True))
+                entry = {'tau': _clean(float(found.statistic)), 'rows': len(both)}
+                result.setdefault(source, {})[column.key] = entry
+    return result
 
 
-def _title(column: str) -> str:
-    return TITLES[column] + (' (lower is better)' if column in LOWER_IS_BETTER else '')
-
-
-def _cell_text(cell: Cell) -> str:
-    value = cell.estimate
-    sd = '' if math.isnan(cell.seed_sd) else f' ± {100 * cell.seed_sd:.1f}'
-    return f'{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]{sd}'
-
-
-def _difference_text(value: Difference) -> str:
-    interval = f'[{100 * value.low:+.1f}, {100 * value.high:+.1f}]'
-    return f'{100 * value.value:+.1f} {interval}, p {value.p_value:.3f}'
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    return _clean({**dataclasses.asdict(cell), 'seed_sd': cell.seed_sd})
 
 
 def _clean(value: Any) -> Any:
-    transform: Callable[[Any], Any] = _clean
-    if isinstance(value, dict):
-        return {key: transform(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [transform(item) for item in value]
+    """Strict JSON: undefined numbers become None, keys strings."""
+    if isinstance(value, Mapping):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,12 +1,18 @@
 """Resolves what an experiment trains on: a prepared store or the built-in phantom cohort."""
 
+import contextlib
 import dataclasses
+import fcntl
+import json
 import pathlib
+from collections.abc import Iterator
 
 from maxquery_jax.data import pipeline
 from maxquery_jax.data.prepare import prepare
+from maxquery_jax.data.splits import SplitOptions, make_splits
 from maxquery_jax.data.store import Manifest, PatchStore
 from maxquery_jax.errors import UserError
+from maxquery_jax.files import write_json
 from maxquery_jax.typing import Config
 
 
@@ -54,9 +60,12 @@ class TrainingData:
 def open_data(config: Config, workdir: pathlib.Path) -> TrainingData:
     """Opens `data.store` or all of `data.stores`, or generates the cohort of `data.phantom`.
 
+    With `data.fold` in 0..num_folds-1 the manifests' splits are those of that fold, see
+    `fold_splits`; the stores themselves stay as they are.
+
     Raises:
-        UserError: none or both are given, a store has no training cases, the stores do not fit
-            together, or there is not one weight per store.
+        UserError: none or both are given, a store has no training cases or too few for the folds,
+            the stores do not fit together, or there is not one weight per store.
     """
     paths = tuple(config.data.stores) or ((config.data.store,) if config.data.store else ())
     weights = tuple(config.data.weights) or None
@@ -78,6 +87,9 @@ def open_data(config: Config, workdir: pathlib.Path) -> TrainingData:
         paths = (str(_phantom_store(config.data.phantom.to_dict(), workdir)),)
     stores = tuple(PatchStore(path) for path in paths)
     for store in stores:
+        if config.data.fold >= 0:
+            splits = fold_splits(store.manifest, config.data.fold, config.data.num_folds)
+            store.manifest = dataclasses.replace(store.manifest, splits=splits)
         if not store.case_ids('train'):
             raise UserError(
                 f'store {store.location} has no training cases; prepare it again with a train split'
@@ -86,15 +98,72 @@ def open_data(config: Config, workdir: pathlib.Path) -> TrainingData:
     return TrainingData(stores, weights)
 
 
-def _phantom_store(spec: dict, workdir: pathlib.Path) -> pathlib.Path:
-    store = workdir / 'phantom' / 'store'
-    if not (store / 'manifest.json').is_file():
-        print('writing the phantom cohort', flush=True)
-        prepare(
-            dataset='phantom',
-            source=str(workdir / 'phantom' / 'raw'),
-            store=str(store),
-            phantom=spec,
-            spacing_mm=tuple(spec['spacing_mm']),
+def fold_splits(manifest: Manifest, fold: int, num_folds: int) -> dict[str, tuple[str, ...]]:
+    """Splits of one fold of a cross-validation over the cases of train and val.
+
+    The parts depend on the case ids alone: neither on their order nor on the store, so that a
+    case is in the same fold at every spacing. Each case validates in exactly one fold, and test
+    cases never move.
+
+    Args:
+        manifest: of the store.
+        fold: which part validates, from 0.
+        num_folds: number of parts.
+
+    Raises:
+        UserError: there are fewer cases than folds.
+    """
+    cases = (*manifest.splits['train'], *manifest.splits['val'])
+    if len(cases) < num_folds:
+        raise UserError(
+            f'data.num_folds={num_folds}: {manifest.dataset} has {len(cases)} cases in train and '
+            'val; use fewer folds'
         )
+    options = SplitOptions(test_fraction=0.0, folds=num_folds, fold=fold)
+    parts, _ = make_splits(cases, (), options)
+    return {**manifest.splits, 'train': parts['train'], 'val': parts['val']}
+
+
+def _phantom_store(spec: dict, workdir: pathlib.Path) -> pathlib.Path:
+    """The cohort below `workdir`, generated unless it is there.
+
+    Raises:
+        UserError: another cohort is there.
+    """
+    folder = workdir / 'phantom'
+    store, raw, kept = folder / 'store', folder / 'raw', folder / 'cohort.json'
+    with _locked(folder / '.lock'):  # by whom comes first; the others find it written
+        if not (store / 'manifest.json').is_file():
+            print('writing the phantom cohort', flush=True)
+            prepare(
+                dataset='phantom',
+                source=str(raw),
+                store=str(store),
+                phantom=spec,
+                spacing_mm=tuple(spec['spacing_mm']),
+            )
+            write_json(kept, spec)
+        else:
+            if kept.is_file() and json.loads(kept.read_text()) != json.loads(json.dumps(spec)):
+                raise UserError(
+                    f'{folder} holds a cohort of another data.phantom (see {kept}); choose another '
+                    '--workdir'
+                )
+            _follow_move(store / 'manifest.json', raw)
     return store
+
+
+def _follow_move(manifest: pathlib.Path, raw: pathlib.Path) -> None:
+    """Says where the raw cohort is now, if its folder was moved to another place or machine."""
+    content = json.loads(manifest.read_text())
+    if raw.is_dir() and not pathlib.Path(content['source']).is_dir():
+        write_json(manifest, {**content, 'source': str(raw)})
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process holds the lock; it ends with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

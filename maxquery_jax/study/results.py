@@ -1,0 +1,131 @@
+"""What the finished runs of a study measured, by variant and seed."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from maxquery_jax.errors import UserError
+from maxquery_jax.files import read_json
+from maxquery_jax.report.summary import VERSION, read_summary
+from maxquery_jax.study.columns import Evaluation
+from maxquery_jax.study.estimate import read_record, train_seconds
+from maxquery_jax.study.plan import NO_FOLD, Run
+from maxquery_jax.study.spec import Study
+
+SUMMARY = 'summary.json'
+
+
+def summary_path(run_dir: pathlib.Path, split: str) -> pathlib.Path:
+    """Where `launch.evaluate` puts the summary of a split."""
+    return run_dir / SUMMARY if split == 'test' else run_dir / 'predictions' / split / SUMMARY
+
+
+def ensemble_path(run: Run) -> pathlib.Path:
+    """Folder of the ensemble of all folds of this run's variant and seed."""
+    return run.path.parent / f'seed{run.seed}_ensemble'
+
+
+def run_splits(study: Study, run: Run) -> tuple[str, ...]:
+    """Splits that a run itself predicts; of a fold only the cases that it validates."""
+    wanted = study.splits_of(run.variant)
+    return wanted if run.fold == NO_FOLD else tuple(s for s in wanted if s == 'val')
+
+
+def ensemble_splits(study: Study, variant: str) -> tuple[str, ...]:
+    """Splits that the ensemble of a variant's folds predicts."""
+    if not study.folds:
+        return ()
+    return tuple(split for split in study.splits_of(variant) if split != 'val')
+
+
+def is_finished(study: Study, run: Run) -> bool:
+    """Whether a run was trained, and predicted and evaluated with every score of the tables."""
+    splits = run_splits(study, run)
+    if not splits:  # trained for others only, or as a member of an ensemble
+        stage, steps = list(run.stages.items())[-1]
+        return (run.path / 'checkpoints' / stage / str(steps)).is_dir()
+    return all(has_summary(study, run.variant, run.path, split) for split in splits)
+
+
+def has_summary(study: Study, variant: str, folder: pathlib.Path, split: str) -> bool:
+    """Whether a summary of this version holds every score that the tables show."""
+    path = summary_path(folder, split)
+    if not path.is_file() or read_json(path, fix='delete it').get('version') != VERSION:
+        return False
+    return set(study.scores_of(variant)) <= set(stored_scores(path))
+
+
+def stored_scores(path: pathlib.Path) -> list[str]:
+    """Scores of a summary, the default one first; none if it does not exist."""
+    return read_json(path, fix='delete it').get('scores', []) if path.is_file() else []
+
+
+def load(
+    study: Study, runs: Sequence[Run], splits: Sequence[str]
+) -> dict[str, dict[int, Evaluation]]:
+    """Evaluations by variant and seed; a seed that lacks a summary is left out.
+
+    Args:
+        study: the study.
+        runs: the whole plan.
+        splits: whose cases are pooled.
+
+    Raises:
+        UserError: a summary cannot be read, or variants were evaluated on different cases.
+    """
+    found: dict[str, dict[int, Evaluation]] = {}
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.variant, run.seed), []).append(run)
+    for (variant, seed), members in groups.items():
+        parts = [(folder, split) for split in splits for folder in _folders(study, members, split)]
+        if not all(has_summary(study, variant, folder, split) for folder, split in parts):
+            continue
+        paths = [summary_path(folder, split) for folder, split in parts]
+        evaluation = _merge([read_summary(path) for path in paths], paths)
+        seconds = [train_seconds(run) for run in members]
+        known = [value for value in seconds if value is not None]
+        found.setdefault(variant, {})[seed] = dataclasses.replace(
+            evaluation,
+            parameters=read_record(members[0].path).get('parameters'),
+            train_s=sum(known) / len(known) if known else None,
+        )
+    _require_same_cases(found)
+    return found
+
+
+def _folders(study: Study, members: Sequence[Run], split: str) -> list[pathlib.Path]:
+    """Directories whose predictions together hold the cases of a split."""
+    if study.folds and split != 'val':
+        return [ensemble_path(members[0])]
+    return [run.path for run in members]
+
+
+def _merge(summaries: Sequence[Mapping[str, Any]], paths: Sequence[pathlib.Path]) -> Evaluation:
+    cases: dict[str, Mapping[str, Any]] = {}
+    for summary, path in zip(summaries, paths, strict=True):
+        for case in summary['cases']:
+            if case['case'] in cases:
+                raise UserError(f'{path}: case {case["case"]} is in another part as well')
+            cases[case['case']] = case
+    tumours = [label['name'] for label in summaries[0]['labels'] if label['role'] == 'tumour']
+    return Evaluation(
+        tuple(cases[name] for name in sorted(cases)),
+        tuple(tumours),
+        summaries[0].get('metrics', {}) if len(summaries) == 1 else {},
+    )
+
+
+def _require_same_cases(found: Mapping[str, Mapping[int, Evaluation]]) -> None:
+    first: tuple[str, list[str]] | None = None
+    for variant, seeds in found.items():
+        for seed, evaluation in seeds.items():
+            names = [case['case'] for case in evaluation.cases]
+            first = first or (f'{variant} seed {seed}', names)
+            if names != first[1]:
+                odd = sorted(set(names) ^ set(first[1]))[0]
+                raise UserError(
+                    f'{variant} seed {seed} and {first[0]} were evaluated on different cases '
+                    f'({odd} is in one only); give the study a --workdir of its own'
+                )
