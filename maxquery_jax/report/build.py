@@ -1,15 +1,16 @@
-"""The verb `report`: pictures of cases and one offline page for a run or a prediction folder."""
+"""The verb `report`: pictures and one offline page of a run, of predictions or of a comparison."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from maxquery_jax.data.nifti import read_image
 from maxquery_jax.data.orientation import apply, find_orientation
 from maxquery_jax.errors import UserError
 from maxquery_jax.progress import Progress
+from maxquery_jax.report import compare as compare_lib
 from maxquery_jax.report.page import write_page
 from maxquery_jax.report.pictures import CaseSlice, cut_slice, plot_montage
 from maxquery_jax.report.predictions import (
@@ -23,27 +24,35 @@ from maxquery_jax.report.predictions import (
     read_truth,
 )
 from maxquery_jax.report.progress_plot import plot_progress
+from maxquery_jax.report.query_figures import report_queries
 from maxquery_jax.report.summary import read_summary
 from maxquery_jax.report.tables import Table, case_table, summary_tables
 
 NUM_CASES = 8
+
+PathLike = str | os.PathLike[str]
+
 _MONTAGE_ROWS = 4
 
 
 def report(
     *,
-    model: str | os.PathLike[str] | None = None,
+    model: PathLike | None = None,
     split: str = 'test',
-    predictions: str | os.PathLike[str] | None = None,
-    images: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    label_map: str | os.PathLike[str] | None = None,
-    output: str | os.PathLike[str] | None = None,
+    predictions: PathLike | None = None,
+    images: PathLike | None = None,
+    labels: PathLike | None = None,
+    label_map: PathLike | None = None,
+    output: PathLike | None = None,
     cases: int = NUM_CASES,
+    methods: Sequence[compare_lib.Method] = (),
+    queries: bool = False,
+    against: PathLike | None = None,
 ) -> pathlib.Path:
     """Writes `report.html` and `report/*.png`.
 
-    Either `model`, which adds the training curves, or `predictions` with `images`.
+    Either `model`, which adds the training curves, or `predictions` with `images`, or `methods`
+    alone.
 
     Args:
         model: run directory.
@@ -54,6 +63,9 @@ def report(
         label_map: as `predictions.open_predictions`.
         output: folder of the page; by default the run or the predictions.
         cases: how many cases to draw, evenly spaced by id.
+        methods: columns of compare.png, see `compare.compare`.
+        queries: draw the query assignments of `model`, see `query_figures.report_queries`.
+        against: second run of the picture of all queries; means `queries`.
 
     Returns:
         Path of the page.
@@ -61,46 +73,112 @@ def report(
     Raises:
         UserError: the arguments or a file are at fault.
     """
-    if (predictions is None) == (model is None):
-        raise UserError('give either --model, or --predictions with --images')
-    if cases < 0:
-        raise UserError(f'cases must be 0 or more, got {cases}')
-    pictures: list[tuple[str, pathlib.Path]] = []
+    folder = _check_arguments(model, predictions, images, output, cases, methods, queries, against)
+    page = _Page()
     if model is not None:
         found = open_run(model, split, labels=labels)
-        folder = pathlib.Path(output if output is not None else model)
-        summary_folder = pathlib.Path(model) if split == 'test' else found.folder
         curves = folder / 'report' / 'progress.png'
         plot_progress(pathlib.Path(model) / 'metrics.jsonl', curves)
-        pictures.append(('Training', curves))
-    elif predictions is not None and images is not None:
+        page.pictures.append(('Training', curves))
+        evaluated = pathlib.Path(model) if split == 'test' else found.folder
+        _add_cases(page, found, evaluated, folder, cases)
+    elif predictions is not None:
         found = open_predictions(predictions, labels=labels, images=images, label_map=label_map)
-        folder = pathlib.Path(output if output is not None else predictions)
-        summary_folder = found.folder
-    else:
-        raise UserError('--predictions needs --images, the folder with the scans')
-    tables, notes = _load_tables(summary_folder / 'summary.json')
-    drawn = _choose_cases(found, cases)
-    pictures += _draw_cases(drawn, found, folder / 'report')
+        _add_cases(page, found, found.folder, folder, cases)
+    if methods:
+        path = folder / 'report' / 'compare.png'
+        compare_lib.compare(
+            methods, path, split=split, images=images, labels=labels, label_map=label_map
+        )
+        page.pictures.append((compare_lib.CAPTION, path))
+    if queries or against is not None:
+        assert model is not None
+        told = report_queries(model, folder / 'report', split=split, against=against)
+        page.tables += told.tables
+        page.pictures += told.pictures
+    target = folder / 'report.html'
+    write_page(target, **vars(page))
+    return target
+
+
+@dataclasses.dataclass
+class _Page:
+    """What has been gathered for the page."""
+
+    title: str = 'Comparison of methods'
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    pictures: list[tuple[str, pathlib.Path]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def _add_cases(
+    page: _Page, found: PredictionSet, evaluated: pathlib.Path, folder: pathlib.Path, count: int
+) -> None:
+    """Adds what is known of a set of predictions: tables, and pictures of some cases.
+
+    Args:
+        page: to add to.
+        found: the predictions.
+        evaluated: folder of their summary.json.
+        folder: of the page.
+        count: how many cases to draw.
+    """
+    page.title = found.name
+    _add_summary(page, evaluated / 'summary.json')
+    drawn = _choose_cases(found, count)
+    page.pictures += _draw_cases(drawn, found, folder / 'report')
     if len(drawn) < len(found.cases):
-        notes.append(f'{len(drawn)} of {len(found.cases)} cases are drawn, see --cases')
-    page = folder / 'report.html'
-    write_page(page, title=found.name, tables=tables, pictures=pictures, notes=notes)
-    return page
+        page.notes.append(f'{len(drawn)} of {len(found.cases)} cases are drawn, see --cases')
 
 
-def _load_tables(path: pathlib.Path) -> tuple[list[Table], list[str]]:
-    """Tables of a summary, or a note that there is none yet."""
+def _check_arguments(
+    model: PathLike | None,
+    predictions: PathLike | None,
+    images: PathLike | None,
+    output: PathLike | None,
+    cases: int,
+    methods: Sequence[compare_lib.Method],
+    queries: bool,
+    against: PathLike | None,
+) -> pathlib.Path:
+    """The folder of the page.
+
+    Raises:
+        UserError: the arguments of `report` do not fit together.
+    """
+    if model is not None and predictions is not None:
+        raise UserError('give either --model, or --predictions with --images, not both')
+    if model is None and (queries or against is not None):
+        raise UserError('--queries and --against need --model, a run with queries')
+    if cases < 0:
+        raise UserError(f'cases must be 0 or more, got {cases}')
+    if predictions is not None and images is None:
+        raise UserError('--predictions needs --images, the folder with the scans')
+    if model is None and predictions is None and not methods:
+        raise UserError(
+            'give either --model, or --predictions with --images, or --method with --output'
+        )
+    folder = next((place for place in (output, model, predictions) if place is not None), None)
+    if folder is None:
+        raise UserError('--method without --model needs --output, the folder of the page')
+    return pathlib.Path(folder)
+
+
+def _add_summary(page: _Page, path: pathlib.Path) -> None:
+    """Adds the tables of a summary, or a note that there is none yet."""
     if not path.is_file():
-        return [], ['These predictions have not been evaluated; run launch.evaluate for tables.']
+        page.notes.append(
+            'These predictions have not been evaluated; run launch.evaluate for tables.'
+        )
+        return
     summary = read_summary(path)
     policy = summary['policy']['ci95']
-    note = (
+    page.notes.append(
         f'Intervals: {policy["method"]}, {policy["resamples"]} resamples. OOD scores are ranked '
         f'in the organ region ({summary["policy"]["ood"]["organ_region"]}, '
         f'{summary["policy"]["ood"]["dilate_mm"]} mm) and in the whole volume.'
     )
-    return [*summary_tables(summary), case_table(summary)], [note]
+    page.tables += [*summary_tables(summary), case_table(summary)]
 
 
 def _choose_cases(found: PredictionSet, count: int) -> list[CaseFiles]:
@@ -128,9 +206,7 @@ def _draw_cases(
 
 def _load_slice(case: CaseFiles, found: PredictionSet) -> CaseSlice:
     """Reads a case and keeps one slice of it."""
-    if case.image is None:
-        raise UserError(f'case {case.case} has no image; give the folder with --images')
-    volume = read_image(case.image)
+    volume = compare_lib.read_case_image(case)
     segmentation, grid = read_segmentation(case, found.table)
     score = read_score(case, found.scores[0])
     for other in (volume, score):

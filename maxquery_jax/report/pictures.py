@@ -147,10 +147,7 @@ def plot_montage(
         _draw_row(row, piece, table, window_hu)
     for panel, heading in zip(panels[0], ('CT', 'truth', 'prediction', 'anomaly'), strict=True):
         panel.set_title(heading)
-    shown = sorted({int(i) for piece in slices for i in _classes_of(piece)} - {0})
-    if shown:
-        patches = [Patch(color=_colours(table)[i][:3], label=table.names[i]) for i in shown]
-        figure.legend(handles=patches, loc='outside lower center', ncols=min(8, len(patches)))
+    add_legend(figure, [_classes_of(piece) for piece in slices], table)
     save_figure(figure, out_png)
 
 
@@ -161,52 +158,56 @@ def save_figure(figure: Figure, out_png: str | os.PathLike[str]) -> None:
     write_bytes(out_png, content.getvalue())
 
 
-def _draw_row(
-    panels: Sequence[Axes], piece: CaseSlice, table: LabelTable, window_hu: tuple[float, float]
+def draw_scan(
+    panel: Axes,
+    image: np.ndarray,
+    label: np.ndarray | None,
+    table: LabelTable,
+    *,
+    aspect: float = 1.0,
+    window_hu: tuple[float, float] = WINDOW_HU,
 ) -> None:
+    """Draws CT, and classes over it if there are any.
+
+    Args:
+        panel: where.
+        image: [H, W] HU, canonical.
+        label: [H, W] class ids (uint8), or None.
+        table: classes, for the colours.
+        aspect: height of a pixel over its width.
+        window_hu: (level, width).
+    """
     level, width = window_hu
-    colours = _colours(table)
-    for panel, label in zip(panels, (None, piece.truth, piece.prediction), strict=False):
-        panel.imshow(
-            _upright(piece.image),
-            cmap='gray',
-            vmin=level - width / 2,
-            vmax=level + width / 2,
-            aspect=piece.aspect,
-        )
-        if label is not None:
-            overlay = colours[_upright(label)]
-            panel.imshow(overlay, aspect=piece.aspect, interpolation='nearest')
-    if piece.truth is None:
-        panels[1].text(
-            0.5, 0.5, 'no truth', color='white', ha='center', transform=panels[1].transAxes
-        )
-    low, high = piece.anomaly_range
-    drawn = panels[3].imshow(
-        _upright(piece.anomaly), cmap='inferno', vmin=low, vmax=high, aspect=piece.aspect
+    panel.imshow(
+        upright(image), cmap='gray', vmin=level - width / 2, vmax=level + width / 2, aspect=aspect
     )
-    unknown = None if piece.truth is None else table.mask(_upright(piece.truth), 'ood')
-    if unknown is not None and unknown.any():
-        panels[3].contour(unknown, levels=[0.5], colors='deepskyblue', linewidths=1)
-    if panels[3].figure is not None:
-        panels[3].figure.colorbar(drawn, ax=panels[3], shrink=0.8)
-    for panel in panels:
-        panel.set_xticks([])
-        panel.set_yticks([])
-    panels[0].set_ylabel(piece.title, fontsize='small')
+    if label is not None:
+        overlay = overlay_colours(table)[upright(label)]
+        panel.imshow(overlay, aspect=aspect, interpolation='nearest')
+    hide_ticks(panel)
 
 
-def _upright(plane: np.ndarray) -> np.ndarray:
+def add_legend(figure: Figure, labels: Sequence[np.ndarray], table: LabelTable) -> None:
+    """Names the colours of the classes that occur in some label maps, below the panels."""
+    shown = sorted({int(i) for label in labels for i in np.unique(label)} - {0})
+    if shown:
+        colours = overlay_colours(table)
+        patches = [Patch(color=colours[i][:3], label=table.names[i]) for i in shown]
+        figure.legend(handles=patches, loc='outside lower center', ncols=min(8, len(patches)))
+
+
+def hide_ticks(panel: Axes) -> None:
+    """A picture needs no scale of pixels."""
+    panel.set_xticks([])
+    panel.set_yticks([])
+
+
+def upright(plane: np.ndarray) -> np.ndarray:
     """[H, W] with indices towards anterior and right, as rows from the top and columns."""
     return plane[::-1, ::-1]
 
 
-def _classes_of(piece: CaseSlice) -> np.ndarray:
-    parts = [piece.prediction] if piece.truth is None else [piece.prediction, piece.truth]
-    return np.unique(np.concatenate([part.ravel() for part in parts]))
-
-
-def _colours(table: LabelTable) -> np.ndarray:
+def overlay_colours(table: LabelTable) -> np.ndarray:
     """[num ids, 4] RGBA overlay colour per class id; background transparent."""
     colours = np.zeros((len(table.names), 4))
     for role, name in _COLOUR_MAPS.items():
@@ -215,3 +216,30 @@ def _colours(table: LabelTable) -> np.ndarray:
         for i, shade in zip(ids, shades, strict=False):
             colours[i] = (*shade[:3], _OVERLAY_ALPHA)
     return colours
+
+
+def _draw_row(
+    panels: Sequence[Axes], piece: CaseSlice, table: LabelTable, window_hu: tuple[float, float]
+) -> None:
+    for panel, label in zip(panels, (None, piece.truth, piece.prediction), strict=False):
+        draw_scan(panel, piece.image, label, table, aspect=piece.aspect, window_hu=window_hu)
+    if piece.truth is None:
+        panels[1].text(
+            0.5, 0.5, 'no truth', color='white', ha='center', transform=panels[1].transAxes
+        )
+    low, high = piece.anomaly_range
+    drawn = panels[3].imshow(
+        upright(piece.anomaly), cmap='inferno', vmin=low, vmax=high, aspect=piece.aspect
+    )
+    unknown = None if piece.truth is None else table.mask(upright(piece.truth), 'ood')
+    if unknown is not None and unknown.any():
+        panels[3].contour(unknown, levels=[0.5], colors='deepskyblue', linewidths=1)
+    hide_ticks(panels[3])
+    if panels[3].figure is not None:
+        panels[3].figure.colorbar(drawn, ax=panels[3], shrink=0.8)
+    panels[0].set_ylabel(piece.title, fontsize='small')
+
+
+def _classes_of(piece: CaseSlice) -> np.ndarray:
+    parts = [piece.prediction] if piece.truth is None else [piece.prediction, piece.truth]
+    return np.unique(np.concatenate([part.ravel() for part in parts]))
