@@ -10,7 +10,7 @@ from maxquery_jax.errors import UserError
 from maxquery_jax.typing import Array, Config, PyTree
 
 BACKBONE = 'backbone'
-OPTIMISERS = ('sgd', 'radam', 'adamw')
+OPTIMISERS = ('sgd', 'radam', 'adamw', 'adam')
 
 
 class FreezeState(NamedTuple):
@@ -89,12 +89,13 @@ def make_optimizer(
     clip_norm: float,
     poly_power: float = 0.9,
     momentum: float = 0.99,
+    betas: tuple[float, float] = (0.9, 0.999),
     frozen_epochs: int = 0,
     backbone_multiplier: float = 1.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds a stage's optimiser (MaxQuery Sec. 4.2; nnU-Net for 'sgd').
 
-    Weight decay of 'sgd' and 'radam' is added to the gradient (coupled L2, as the peers'
+    Weight decay of 'sgd', 'radam' and 'adam' is added to the gradient (coupled L2, as the peers'
     optimisers do it); 'adamw' decouples it.
 
     Args:
@@ -106,6 +107,7 @@ def make_optimizer(
         clip_norm: global gradient norm above which gradients are scaled down; 0 is off.
         poly_power: exponent of the schedule.
         momentum: of 'sgd'.
+        betas: decay of the first and second moment of the others.
         frozen_epochs: epochs without updates for parameters below `backbone/`.
         backbone_multiplier: factor on the updates of `backbone/` afterwards.
 
@@ -116,6 +118,9 @@ def make_optimizer(
         UserError: unknown name, or a number out of range.
     """
     _validate(name, learning_rate, weight_decay, clip_norm, epochs, frozen_epochs)
+    b1, b2 = betas
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise UserError(f'betas must lie in [0, 1), got {b1} and {b2}')
     schedule = poly_schedule(learning_rate, epochs, steps_per_epoch, poly_power)
 
     def rule() -> optax.GradientTransformation:
@@ -123,9 +128,11 @@ def make_optimizer(
             return optax.chain(
                 optax.add_decayed_weights(weight_decay), optax.trace(momentum, nesterov=True)
             )
+        decay = optax.add_decayed_weights(weight_decay)
         if name == 'radam':
-            return optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_radam())
-        return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
+            return optax.chain(decay, optax.scale_by_radam(b1, b2))
+        adam = optax.scale_by_adam(b1, b2)
+        return optax.chain(decay, adam) if name == 'adam' else optax.chain(adam, decay)
 
     parts = []
     if clip_norm:

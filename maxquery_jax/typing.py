@@ -35,10 +35,12 @@ class SegmentationOutputs:
     Attributes:
         seg_logits: [B, D, H, W, K] at the input's resolution.
         aux_outputs: coarser logits [B, d, h, w, K], fine to coarse; empty without deep supervision.
+        features: [B, D, H, W, C] what the full-resolution head reads.
     """
 
     seg_logits: Array
     aux_outputs: tuple[Array, ...] = ()
+    features: Array | None = None
 
 
 @flax.struct.dataclass

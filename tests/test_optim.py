@@ -62,6 +62,17 @@ def test_radam_is_coupled_decay_with_rectification():
     np.testing.assert_allclose(run(tx, 12)[-1]['head']['k'][1], weight, rtol=1e-4)
 
 
+def test_adam_is_coupled_decay_with_its_betas():
+    tx, _ = optim.make_optimizer('adam', **DEFAULTS, betas=(0.5, 0.9))
+    weight, m, v = 3.0, 0.0, 0.0
+    for t in range(1, 8):
+        gradient = 0.3 + 0.01 * weight
+        m, v = 0.5 * m + 0.5 * gradient, 0.9 * v + 0.1 * gradient**2
+        rate = 0.1 * (1 - ((t - 1) // 5) / 4) ** 0.9
+        weight -= rate * (m / (1 - 0.5**t)) / ((v / (1 - 0.9**t)) ** 0.5 + 1e-8)
+    np.testing.assert_allclose(run(tx, 7)[-1]['head']['k'][1], weight, rtol=1e-5)
+
+
 def test_frozen_backbone_stays_exact_then_moves_at_its_multiplier():
     frozen, _ = optim.make_optimizer(
         'sgd', **DEFAULTS, momentum=0.0, frozen_epochs=1, backbone_multiplier=0.1
@@ -103,6 +114,7 @@ def test_state_structure_is_the_same_frozen_and_thawed():
         ({'weight_decay': 2.0}, 'weight_decay'),
         ({'clip_norm': -1.0}, 'clip_norm'),
         ({'frozen_epochs': 9}, 'frozen_epochs'),
+        ({'betas': (0.5, 1.0)}, 'betas'),
     ],
 )
 def test_numbers_out_of_range_are_named(change, message):
@@ -111,5 +123,5 @@ def test_numbers_out_of_range_are_named(change, message):
 
 
 def test_unknown_optimiser_lists_the_known():
-    with pytest.raises(UserError, match='sgd, radam, adamw'):
-        optim.make_optimizer('adam', **DEFAULTS)
+    with pytest.raises(UserError, match='sgd, radam, adamw, adam'):
+        optim.make_optimizer('lion', **DEFAULTS)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,13 +15,16 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from maxquery_jax.augment.intensity import normalise_intensity
+from maxquery_jax.baselines import mc_dropout
+from maxquery_jax.baselines.synthcp.model import synthcp_score
 from maxquery_jax.errors import UserError
+from maxquery_jax.inference.sml_fit import make_sml_score
 from maxquery_jax.inference.tile_program import Forward, TileProgram
 from maxquery_jax.models.maxquery import anomaly_map
 from maxquery_jax.ops.anomaly import SCORES
 from maxquery_jax.train.checkpoint import load_params
 from maxquery_jax.train.stage import make_model
-from maxquery_jax.typing import Array, PyTree
+from maxquery_jax.typing import Array, Config, PyTree, SegmentationOutputs
 
 _GROUPS = {'background': 0, 'organ': 1, 'tumour': 2}
 _DATA_KEYS = ('spacing_mm', 'channels', 'intensity', 'labels', 'label_map')
@@ -41,11 +44,20 @@ class LoadedModel:
         intensity: 'lower', 'upper', 'shift', 'scale': P floats each, HU.
         labels: records {id, name, role} of all store ids; ids >= K are never predicted.
         label_map: raw label id (string) to store id.
-        score_names: anomaly scores that `forward` returns; the first is the default.
+        score_names: anomaly scores that it has; the first is the default. `forward` returns all but
+            those of `fitted_scores`.
+        fitted_scores: name to a function that makes a score of the logits alone (seg_logits to map)
+            from this model, reading training data if it must.
         description: run, stage and step, for records and messages.
+        stage: stage of the experiment.
+        step: optimiser steps of the checkpoint.
         params_sha256: hash of the parameters' names, shapes and values.
         store: path of the patch store the model was trained on, '' if unknown.
         run_dir: directory it was loaded from, None for models built in Python.
+        network: the module behind `forward`, for `inference.queries`; None where there is not
+            one network, as in an ensemble.
+        query_groups: (N1, N2, N3) queries of background, organ and tumour; empty without queries.
+        qd_weight: of the query-distribution loss that it was trained with.
     """
 
     forward: Forward
@@ -57,10 +69,18 @@ class LoadedModel:
     labels: tuple[Mapping[str, Any], ...]
     label_map: Mapping[str, int]
     score_names: tuple[str, ...]
+    fitted_scores: Mapping[str, Callable[['LoadedModel'], Callable[[Array], Array]]] = (
+        dataclasses.field(default_factory=dict)
+    )
     description: str = ''
+    stage: str = ''
+    step: int = 0
     params_sha256: str = ''
     store: str = ''
     run_dir: pathlib.Path | None = None
+    network: nn.Module | None = None
+    query_groups: tuple[int, ...] = ()
+    qd_weight: float = 0.0
     _programs: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -105,28 +125,64 @@ class LoadedModel:
         """The compiled network for these scores; kept, so that all scans share it."""
         key = (tuple(scores), mirror)
         if key not in self._programs:
-            self._programs[key] = TileProgram(self.forward, key[0], self.patch_size, mirror=mirror)
+            forward = self.forward_with(key[0])
+            self._programs[key] = TileProgram(forward, key[0], self.patch_size, mirror=mirror)
         return self._programs[key]
+
+    def forward_with(self, scores: Sequence[str]) -> Forward:
+        """`forward`, which also returns those of `scores` that have to be fitted first.
+
+        Raises:
+            UserError: the training data are needed and are not there.
+        """
+        fitted = {
+            name: self.fitted_scores[name](self) for name in scores if name in self.fitted_scores
+        }
+
+        def forward(params: PyTree, tiles: Array) -> tuple[Array, dict[str, Array]]:
+            seg_logits, maps = self.forward(params, tiles)
+            return seg_logits, maps | {name: score(seg_logits) for name, score in fitted.items()}
+
+        return forward if fitted else self.forward
 
 
 def make_forward(
-    model: nn.Module, intensity: Mapping[str, Any], score_names: Sequence[str]
+    model: nn.Module,
+    intensity: Mapping[str, Any],
+    score_names: Sequence[str],
+    *,
+    dropout_passes: int = 0,
 ) -> Forward:
     """Wraps a network as `LoadedModel.forward`.
 
     Args:
-        model: returns SegmentationOutputs or MaxQueryOutputs.
+        model: returns SegmentationOutputs, MaxQueryOutputs or SynthCPOutputs.
         intensity: window and scale per channel.
-        score_names: keys of `ops.anomaly.SCORES`; 'query' scores need a MaxQuery model.
+        score_names: keys of `ops.anomaly.SCORES`; 'query' scores need a MaxQuery model. And
+            'mc_entropy', and 'synthcp' of a SynthCP model.
+        dropout_passes: if positive, the logits are the mean of so many passes with dropout.
     """
 
     def forward(params: PyTree, tiles: Array) -> tuple[Array, dict[str, Array]]:
         image = normalise_intensity(tiles, intensity)
-        outputs: Any = model.apply({'params': params}, image, train=False)
-        scores = {name: anomaly_map(outputs, name) for name in score_names}
+        outputs: Any
+        if dropout_passes:
+            logits = mc_dropout.mean_logits(model, params, image, dropout_passes)
+            outputs = SegmentationOutputs(seg_logits=logits)
+        else:
+            outputs = model.apply({'params': params}, image, train=False)
+        scores = {name: _score(outputs, name) for name in score_names}
         return outputs.seg_logits.astype(jnp.float32), scores
 
     return forward
+
+
+def _score(outputs: Any, name: str) -> Array:
+    if name == 'mc_entropy':
+        return mc_dropout.entropy_score(outputs.seg_logits)
+    if name == 'synthcp':
+        return synthcp_score(outputs.seg_logits, outputs.similarity)
+    return anomaly_map(outputs, name)
 
 
 def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> LoadedModel:
@@ -165,9 +221,11 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
     dz, dy, dx = data['spacing_mm']
     known = sum(label['role'] != 'ood' for label in labels)
     model = make_model(cfg, objective, known, (dz, dy, dx))
-    names = _score_names(objective)
+    passes = _dropout_passes(cfg, objective)
+    names = _score_names(objective, passes)
+    fitted = {'sml': make_sml_score} if objective != 'maxquery' and not passes else {}
     return LoadedModel(
-        forward=make_forward(model, data['intensity'], names),
+        forward=make_forward(model, data['intensity'], names, dropout_passes=passes),
         params=jax.device_put(params),
         patch_size=(depth, height, width),
         spacing_mm=(dz, dy, dx),
@@ -175,11 +233,17 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
         intensity=data['intensity'],
         labels=labels,
         label_map=data['label_map'],
-        score_names=names,
+        score_names=(*names, *fitted),
+        fitted_scores=fitted,
         description=f'{run_dir.name} ({stage}, step {step})',
+        stage=stage,
+        step=step,
         params_sha256=hash_params(params),
         store=str(manifest.get('store', '')),
         run_dir=run_dir,
+        network=model,
+        query_groups=_query_groups(cfg, objective),
+        qd_weight=float(config[stage].get('loss', {}).get('qd_weight', 0.0)),
     )
 
 
@@ -193,11 +257,24 @@ def hash_params(params: PyTree) -> str:
     return digest.hexdigest()
 
 
-def _score_names(objective: str) -> tuple[str, ...]:
-    """Scores a model of this objective has, the default first."""
-    if objective == 'segmentation':
-        return ('category_softmax', 'category_logit')
-    return tuple(SCORES)
+def _score_names(objective: str, dropout_passes: int) -> tuple[str, ...]:
+    """Scores that the network of this objective gives, the default first."""
+    if objective == 'maxquery':
+        return tuple(SCORES)
+    own = ('mc_entropy',) if dropout_passes else ('synthcp',) if objective == 'synthcp' else ()
+    return (*own, 'category_softmax', 'category_logit')
+
+
+def _dropout_passes(cfg: Config, objective: str) -> int:
+    """Passes per prediction: those of MC Dropout for a segmenter with dropout, else 0 for one."""
+    backbone = cfg.model.backbone
+    is_mc = objective == 'segmentation' and backbone.get('dropout_rate', 0.0) > 0
+    return int(backbone.get('dropout_passes', 20)) if is_mc else 0
+
+
+def _query_groups(cfg: Config, objective: str) -> tuple[int, ...]:
+    """Queries of background, organ and tumour, where the objective has queries."""
+    return tuple(cfg.model.decoder.query_groups) if objective == 'maxquery' else ()
 
 
 def _read_json(run_dir: pathlib.Path, name: str) -> dict[str, Any]:

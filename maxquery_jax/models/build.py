@@ -5,14 +5,21 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from maxquery_jax.baselines.synthcp.model import SynthCP
+from maxquery_jax.baselines.synthcp.networks import Discriminator, Generator
 from maxquery_jax.errors import UserError
-from maxquery_jax.models.backbones.topology import Topology, plan_topology
-from maxquery_jax.models.backbones.unet import UNet, UNetSegmenter
+from maxquery_jax.models.backbones.interface import Backbone
+from maxquery_jax.models.backbones.swin_transformer import MERGING_ORDERS
+from maxquery_jax.models.backbones.swin_unetr import SwinUNETR
+from maxquery_jax.models.backbones.topology import Triple, plan_topology
+from maxquery_jax.models.backbones.transunet import TransUNet
+from maxquery_jax.models.backbones.unet import UNet
 from maxquery_jax.models.kmax_decoder import DecoderOptions
 from maxquery_jax.models.maxquery import MaxQuery
+from maxquery_jax.models.segmenter import Segmenter
 
-BACKBONES = ('unet',)
-OBJECTIVES = ('segmentation', 'maxquery')
+BACKBONES = ('unet', 'swin_unetr', 'transunet')
+OBJECTIVES = ('segmentation', 'maxquery', 'synthcp')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -36,40 +43,36 @@ def build_model(
         conv_form: formulation of the convolutions, see `ops.conv`.
 
     Returns:
-        `UNetSegmenter` or `MaxQuery`; both hold the same backbone under the name 'backbone'.
+        `Segmenter` or `MaxQuery`; both hold the same backbone under the name 'backbone'.
 
     Raises:
         UserError: a field that is unknown, inconsistent, or does not fit the patch.
     """
     _check_choice('objective', objective, OBJECTIVES)
     _check_choice('model.dtype', cfg.dtype, tuple(DTYPES))
-    _check_choice('model.backbone.name', cfg.backbone.name, BACKBONES)
     if num_classes < 2:
         raise UserError(
             f'{num_classes} known classes: segmentation needs background and at least one more; '
             'annotate a class in the data set'
         )
-    topology = plan_topology(
-        patch_size,
-        spacing_mm,
-        base=cfg.backbone.base_features,
-        cap=cfg.backbone.max_features,
-        max_stages=cfg.backbone.max_stages or None,
-    )
-    backbone = UNet(
-        topology=topology,
-        convs_per_stage=cfg.backbone.convs_per_stage,
+    backbone = build_backbone(
+        cfg.backbone,
+        patch_size=patch_size,
+        spacing_mm=spacing_mm,
         conv_form=conv_form,
         dtype=DTYPES[cfg.dtype],
     )
-    if objective == 'segmentation':
-        return UNetSegmenter(
+    if objective != 'maxquery':
+        segmenter = Segmenter(
             backbone=backbone,
             num_classes=num_classes,
             deep_supervision=cfg.backbone.deep_supervision,
         )
+        if objective == 'segmentation':
+            return segmenter
+        return _build_synthcp(cfg, segmenter, patch_size, spacing_mm)
     decoder = cfg.decoder
-    _check_decoder(decoder, topology, patch_size)
+    _check_decoder(decoder, backbone, patch_size)
     return MaxQuery(
         backbone=backbone,
         num_classes=num_classes,
@@ -91,12 +94,136 @@ def build_model(
     )
 
 
+def _build_synthcp(
+    cfg: Any, segmenter: Segmenter, patch_size: Triple, spacing_mm: tuple[float, float, float]
+) -> SynthCP:
+    sizes = cfg.synthcp
+    # Its own plan: not every backbone has one.
+    topology = plan_topology(patch_size, spacing_mm, max_stages=cfg.backbone.max_stages or None)
+    shared: dict[str, Any] = {
+        'topology': topology,
+        'conv_form': segmenter.backbone.conv_form,
+        'dtype': DTYPES[cfg.dtype],
+    }
+    return SynthCP(
+        segmenter=segmenter,
+        generator=Generator(
+            base_features=sizes.base_features,
+            max_features=sizes.max_features,
+            convs_per_stage=cfg.backbone.convs_per_stage,
+            label_features=sizes.label_features,
+            **shared,
+        ),
+        discriminator=Discriminator(
+            base_features=sizes.discriminator_features,
+            num_layers=sizes.discriminator_layers,
+            num_scales=sizes.discriminator_scales,
+            **shared,
+        ),
+    )
+
+
+def build_backbone(
+    cfg: Any,
+    *,
+    patch_size: Triple,
+    spacing_mm: tuple[float, float, float],
+    conv_form: str = 'plain',
+    dtype: Any = jnp.float32,
+) -> Any:
+    """Builds the backbone that `cfg.name` names.
+
+    Args:
+        cfg: `config.model.backbone`, fields as in `configs/base.py`.
+        patch_size: voxels (z, y, x).
+        spacing_mm: voxel size (z, y, x) in mm.
+        conv_form: formulation of the convolutions, see `ops.conv`.
+        dtype: compute dtype.
+
+    Returns:
+        A Flax module that is a `Backbone`.
+
+    Raises:
+        UserError: a field that is unknown, inconsistent, or does not fit the patch.
+    """
+    _check_choice('model.backbone.name', cfg.name, BACKBONES)
+    if cfg.name == 'swin_unetr':
+        return _build_swin_unetr(cfg, patch_size, conv_form=conv_form, dtype=dtype)
+    topology = plan_topology(
+        patch_size,
+        spacing_mm,
+        base=cfg.base_features,
+        cap=cfg.max_features,
+        max_stages=cfg.max_stages or None,
+    )
+    shared = {
+        'topology': topology,
+        'convs_per_stage': cfg.convs_per_stage,
+        'conv_form': conv_form,
+        'dropout_rate': cfg.get('dropout_rate', 0.0),
+        'dtype': dtype,
+    }
+    if cfg.name == 'unet':
+        return UNet(**shared)
+    where = 'model.backbone.transformer'
+    if min(cfg.transformer_layers, cfg.transformer_dim, cfg.transformer_heads) < 1:
+        raise UserError(f'{where}_layers, _dim and _heads must be positive')
+    _check_heads(f'{where}_heads', cfg.transformer_heads, cfg.transformer_dim)
+    depth, height, width = (
+        n // s for n, s in zip(patch_size, topology.cumulative_strides[-1], strict=True)
+    )
+    return TransUNet(
+        grid=(depth, height, width),
+        transformer_layers=cfg.transformer_layers,
+        transformer_dim=cfg.transformer_dim,
+        transformer_heads=cfg.transformer_heads,
+        **shared,
+    )
+
+
+def _build_swin_unetr(cfg: Any, patch_size: Triple, *, conv_form: str, dtype: Any) -> SwinUNETR:
+    where = 'model.backbone'
+    depths, num_heads = tuple(cfg.depths), tuple(cfg.num_heads)
+    if len(depths) != len(num_heads) or min((*depths, *num_heads), default=0) < 1:
+        raise UserError(
+            f'{where}.depths {depths} and num_heads {num_heads} need one positive number per stage'
+        )
+    for name, least in {'feature_size': 1, 'window_size': 2}.items():
+        if cfg[name] < least:
+            raise UserError(f'{where}.{name} {cfg[name]} must be at least {least}')
+    for stage, heads in enumerate(num_heads):
+        _check_heads(f'{where}.num_heads[{stage}]', heads, cfg.feature_size * 2**stage)
+    _check_choice(f'{where}.patch_merging', cfg.patch_merging, tuple(MERGING_ORDERS))
+    if cfg.get('dropout_rate', 0.0):
+        raise UserError(
+            f'{where}.dropout_rate {cfg.dropout_rate}: Swin UNETR has no dropout; use the backbone '
+            'unet or transunet, or set it to 0'
+        )
+    backbone = SwinUNETR(
+        feature_size=cfg.feature_size,
+        depths=depths,
+        num_heads=num_heads,
+        window_size=cfg.window_size,
+        merging=cfg.patch_merging,
+        residual_conv=cfg.residual_conv,
+        conv_form=conv_form,
+        dtype=dtype,
+    )
+    backbone.check_patch(patch_size)
+    return backbone
+
+
+def _check_heads(field: str, heads: int, width: int) -> None:
+    if width % heads:
+        raise UserError(f'{field} {heads} must divide the {width} channels that it is to share')
+
+
 def _check_choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f'{field} is {value!r}; allowed: {", ".join(allowed)}')
 
 
-def _check_decoder(decoder: Any, topology: Topology, patch_size: tuple[int, int, int]) -> None:
+def _check_decoder(decoder: Any, backbone: Backbone, patch_size: Triple) -> None:
     where = 'model.decoder'
     groups = tuple(decoder.query_groups)
     if len(groups) != 3 or min(groups) < 1 or sum(groups) != decoder.num_queries:
@@ -104,7 +231,7 @@ def _check_decoder(decoder: Any, topology: Topology, patch_size: tuple[int, int,
             f'{where}.query_groups {groups} must be three positive counts (background, organ, '
             f'tumour) that add up to num_queries {decoder.num_queries}'
         )
-    _check_strides(tuple(decoder.output_strides), topology)
+    _check_strides(tuple(decoder.output_strides), backbone)
     if decoder.num_heads < 1 or decoder.query_dim % (2 * decoder.num_heads):
         raise UserError(
             f'{where}.query_dim {decoder.query_dim} must be a multiple of 2 x num_heads '
@@ -127,8 +254,8 @@ def _check_decoder(decoder: Any, topology: Topology, patch_size: tuple[int, int,
     _check_choice(f'{where}.pixel_norm', pixel_norm, ('instance', 'l2'))
 
 
-def _check_strides(strides: tuple[int, ...], topology: Topology) -> None:
-    available = sorted(set(topology.output_strides), reverse=True)
+def _check_strides(strides: tuple[int, ...], backbone: Backbone) -> None:
+    available = sorted(set(backbone.output_strides), reverse=True)
     missing = [s for s in strides if s not in available]
     if missing or not strides:
         raise UserError(

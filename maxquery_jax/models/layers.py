@@ -146,16 +146,21 @@ class InstanceNorm(nn.Module, kw_only=True):
 
     Attributes:
         negative_slope: slope of the activation below zero; 1 for none.
+        affine: whether there are a scale and a bias.
         dtype: compute dtype; statistics are float32.
     """
 
     negative_slope: float = 1.0
+    affine: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, ..., C] to the same shape; statistics over the axes between B and C."""
-        scale, bias = _scale_and_bias(self, x.shape[-1])
+        if self.affine:
+            scale, bias = _scale_and_bias(self, x.shape[-1])
+        else:
+            scale, bias = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
         return norm.instance_norm(x.astype(self.dtype), scale, bias, self.negative_slope)
 
 
@@ -163,21 +168,26 @@ class LayerNorm(nn.Module, kw_only=True):
     """Normalises the last axis, then scale and bias.
 
     Attributes:
+        affine: whether there are a scale and a bias.
         dtype: dtype of the output; statistics are float32.
     """
 
+    affine: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., C] to the same shape."""
-        scale, bias = _scale_and_bias(self, x.shape[-1])
+        parameters = _scale_and_bias(self, x.shape[-1]) if self.affine else None
         x = x.astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        rank = (1,) * (x.ndim - 1) + scale.shape
         y = centred * jax.lax.rsqrt(variance + EPSILON)
-        return (y * scale.reshape(rank) + bias.reshape(rank)).astype(self.dtype)
+        if parameters is not None:
+            scale, bias = parameters
+            rank = (1,) * (x.ndim - 1) + scale.shape
+            y = y * scale.reshape(rank) + bias.reshape(rank)
+        return y.astype(self.dtype)
 
 
 def _scale_and_bias(module: nn.Module, features: int) -> tuple[Array, Array]:
@@ -222,6 +232,44 @@ class ConvNormAct(nn.Module, kw_only=True):
             name='conv',
         )(x)
         return InstanceNorm(negative_slope=NEGATIVE_SLOPE, dtype=self.dtype, name='norm')(x)
+
+
+class ResidualBlock(nn.Module, kw_only=True):
+    """Two 3x3x3 convolutions beside a shortcut: the unit of MONAI's UNETR family.
+
+    Convolutions have no bias and norms no parameters; the shortcut is a 1x1x1 convolution and a
+    norm where the channels change.
+
+    Attributes:
+        features: Cout.
+        form: formulation of `ops.conv.conv3d`.
+        dtype: compute dtype.
+    """
+
+    features: int
+    form: str = 'plain'
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, D, H, W, Cin] to [B, D, H, W, features]."""
+        y = self._conv_norm(x, 'conv0', 3, NEGATIVE_SLOPE)
+        y = self._conv_norm(y, 'conv1', 3)
+        if x.shape[-1] != self.features:
+            x = self._conv_norm(x, 'shortcut', 1)
+        return nn.leaky_relu(x.astype(self.dtype) + y, NEGATIVE_SLOPE)
+
+    def _conv_norm(self, x: Array, name: str, side: int, negative_slope: float = 1.0) -> Array:
+        conv3d = Conv3D(
+            features=self.features,
+            kernel_size=(side, side, side),
+            use_bias=False,
+            form=self.form,
+            dtype=self.dtype,
+            name=name,
+        )
+        norm_act = InstanceNorm(negative_slope=negative_slope, affine=False, dtype=self.dtype)
+        return norm_act(conv3d(x))
 
 
 class MLP(nn.Module, kw_only=True):

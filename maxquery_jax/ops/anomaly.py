@@ -78,18 +78,3 @@ SCORES: dict[str, tuple[str, Callable[[Array], Array]]] = {
     'category_softmax': ('category', category_softmax_score),
 }
 """Score name to what it reads, 'query' (R) or 'category' (Z), and its function."""
-
-
-def normalise_for_picture(anomaly_map: Array) -> Array:
-    """Min-max normalisation of each map to [0, 1] (MaxQuery Sec. 3.3), for display only.
-
-    Args:
-        anomaly_map: [B, D, H, W] raw scores.
-
-    Returns:
-        [B, D, H, W] float32; zeros where a map is constant.
-    """
-    anomaly_map = anomaly_map.astype(jnp.float32)
-    low = anomaly_map.min(axis=(1, 2, 3), keepdims=True)
-    extent = anomaly_map.max(axis=(1, 2, 3), keepdims=True) - low
-    return (anomaly_map - low) / jnp.where(extent > 0, extent, 1.0)

@@ -24,7 +24,6 @@ from maxquery_jax.report.predictions import (
     read_truth,
 )
 from maxquery_jax.report.progress_plot import plot_progress
-from maxquery_jax.report.query_figures import report_queries
 from maxquery_jax.report.summary import read_summary
 from maxquery_jax.report.tables import Table, case_table, summary_tables
 
@@ -93,6 +92,8 @@ def report(
         page.pictures.append((compare_lib.CAPTION, path))
     if queries or against is not None:
         assert model is not None
+        from maxquery_jax.report.query_figures import report_queries  # runs the network: JAX
+
         told = report_queries(model, folder / 'report', split=split, against=against)
         page.tables += told.tables
         page.pictures += told.pictures

@@ -5,7 +5,6 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -15,7 +14,6 @@ from maxquery_jax.data.nifti import Volume, to_canonical
 from maxquery_jax.data.store_manifest import Manifest
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import read_json
-from maxquery_jax.ops.anomaly import normalise_for_picture
 from maxquery_jax.progress import Progress
 from maxquery_jax.report.labels import LabelTable
 from maxquery_jax.report.pictures import add_legend, draw_scan, hide_ticks, save_figure, upright
@@ -228,7 +226,9 @@ def draw_compare(rows: Sequence[CompareRow], titles: Sequence[str], table: Label
 
 def scale_for_display(values: np.ndarray) -> np.ndarray:
     """[h, w] raw scores to [0, 1], minimum to maximum; zeros where they are constant."""
-    return np.asarray(normalise_for_picture(jnp.asarray(values)[None, None]))[0, 0]
+    values = values.astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low if high > low else 1.0)
 
 
 def region_shown(

@@ -19,8 +19,9 @@ from maxquery_jax.train.state import count_parameters, init_params
 from maxquery_jax.train.validate import validate
 from maxquery_jax.typing import Config, PyTree
 
-# Heads belong to one objective; the backbone must carry over whole.
+# Heads belong to one objective; the backbone must carry over whole, and for SynthCP the segmenter.
 _HEADS = r'(?!backbone/)'
+_NEW = {'synthcp': r'(generator|discriminator)/'}
 
 
 def train(
@@ -112,7 +113,8 @@ def _initial_params(config: Config, stage: Stage, data: TrainingData, path: path
     else:
         return initial
     print(f'{stage.name}: initial weights from {source}', flush=True)
-    return merge_params(initial, loaded, only_loaded=_HEADS, only_initial=_HEADS)
+    only_initial = _NEW.get(stage.config.objective, _HEADS)
+    return merge_params(initial, loaded, only_loaded=_HEADS, only_initial=only_initial)
 
 
 def _manifest(config: Config, data: TrainingData, mesh: dict) -> dict:

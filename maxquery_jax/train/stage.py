@@ -13,7 +13,9 @@ import optax
 from jax.sharding import Mesh
 
 from maxquery_jax.augment import policy as augment_policy
+from maxquery_jax.baselines.synthcp.model import synthcp_objective
 from maxquery_jax.data.store import Manifest
+from maxquery_jax.errors import UserError
 from maxquery_jax.losses import total
 from maxquery_jax.models.build import build_model
 from maxquery_jax.optim import build_optimizer
@@ -128,6 +130,11 @@ def build_stage(
         UserError: model, patch, batch or mesh do not fit together.
     """
     cfg = config[name]
+    if is_partial and _is_synthesis(cfg):
+        raise UserError(
+            f'{name}: synthcp synthesises images from complete labels; give stores that annotate '
+            'every class'
+        )
     sharding.check_batch(mesh, config.data.batch_size, cfg.accumulate)
     patch_size = tuple(config.data.patch_size)
     model = make_model(config, cfg.objective, manifest.num_classes, manifest.spacing_mm)
@@ -151,6 +158,7 @@ def build_stage(
         objective,
         accumulate=cfg.accumulate,
         frozen_steps=frozen_steps,
+        with_label=_is_synthesis(cfg),
     )
     return Stage(
         name=name,
@@ -172,6 +180,11 @@ def build_stage(
     )
 
 
+def _is_synthesis(cfg: Config) -> bool:
+    """Whether a stage maps labels to images, so that its model needs the labels too."""
+    return cfg.objective == 'synthcp'
+
+
 def _make_objective(cfg: Config, model: Config, manifest: Manifest, form: str) -> steps.Objective:
     loss = cfg.loss
     shared = {
@@ -181,6 +194,10 @@ def _make_objective(cfg: Config, model: Config, manifest: Manifest, form: str) -
     }
     if cfg.objective == 'segmentation':
         return functools.partial(total.segmentation_objective, **shared)
+    if _is_synthesis(cfg):
+        return functools.partial(
+            synthcp_objective, feature_weight=loss.feature_weight, l1_weight=loss.l1_weight
+        )
     return functools.partial(
         total.maxquery_objective,
         query_groups=tuple(model.decoder.query_groups),
@@ -207,8 +224,9 @@ def count_flops(config: Config, stage: Stage, manifest: Manifest) -> float:
     label = jax.ShapeDtypeStruct((1, *stage.patch_size), jnp.int32)
 
     def loss(params, image, label):
+        call = {'label': label} if _is_synthesis(stage.config) else {}
         outputs = model.apply(
-            {'params': params}, image, train=True, rngs={'dropout': jax.random.key(0)}
+            {'params': params}, image, train=True, rngs={'dropout': jax.random.key(0)}, **call
         )
         return objective(outputs, label)[0]
 

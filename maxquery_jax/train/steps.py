@@ -14,6 +14,8 @@ from maxquery_jax.typing import Array, Batch, PyTree
 Metrics = dict[str, Array]
 Objective = Callable[..., tuple[Array, Metrics]]
 """`objective(outputs, label=, class_mask=)`; class_mask only if the batch holds one."""
+Gradients = Callable[..., tuple[PyTree, Metrics]]
+"""`gradients(state, image, truth, key)`, truth being what the batch holds beside the image."""
 Augment = Callable[[Batch, Array], Batch]
 
 
@@ -48,6 +50,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     frozen_steps: int = 0,
+    with_label: bool = False,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Builds `step(state, batch, key) -> (state, metrics)`.
 
@@ -66,55 +69,18 @@ def make_train_step(
             [B, K], to (loss, metrics).
         accumulate: micro-batches per step; divides the batch size.
         frozen_steps: steps in which the model is called with `freeze_backbone=True`.
+        with_label: whether the model is called with `label=` too.
     """
-
-    def gradients(params: PyTree, image: Array, truth: Batch, key: Array, **call):
-        def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
-            outputs = model.apply(
-                {'params': params}, image, train=True, rngs={'dropout': key}, **call
-            )
-            return objective(outputs, **truth)
-
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return grads, metrics
-
-    def micro_batch(state: TrainState, image: Array, truth: Batch, key: Array):
-        if not frozen_steps:
-            return gradients(state.params, image, truth, key)
-        return jax.lax.cond(
-            state.step < frozen_steps,
-            lambda *args: gradients(*args, freeze_backbone=True),
-            gradients,
-            state.params,
-            image,
-            truth,
-            key,
-        )
-
-    def accumulated(state: TrainState, image: Array, truth: Batch, key: Array):
-        if accumulate == 1:
-            return micro_batch(state, image, truth, key)
-
-        def split(x: Array) -> Array:  # rows stay on their device: micro-batch a takes row a mod A
-            return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
-
-        def body(total, part):
-            index, image_part, truth_part = part
-            grads, metrics = micro_batch(
-                state, image_part, truth_part, jax.random.fold_in(key, index)
-            )
-            return jax.tree.map(jnp.add, total, grads), metrics
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        parts = (jnp.arange(accumulate), split(image), jax.tree.map(split, truth))
-        grads, metrics = jax.lax.scan(body, zeros, parts)
-        scale = 1.0 / accumulate
-        return jax.tree.map(lambda g: g * scale, grads), jax.tree.map(jnp.mean, metrics)
+    gradients = _make_gradients(model, objective, with_label)
+    if frozen_steps:
+        gradients = _freeze_at_first(gradients, frozen_steps)
+    if accumulate > 1:
+        gradients = _accumulate(gradients, accumulate)
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         truth = {name: x for name, x in batch.items() if name != 'image'}
-        grads, metrics = accumulated(state, batch['image'], truth, key)
+        grads, metrics = gradients(state, batch['image'], truth, key)
         metrics['grad_norm'] = optax.tree.norm(grads)
 
         def update(grads: PyTree) -> tuple[PyTree, PyTree]:
@@ -128,6 +94,65 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def _make_gradients(model: nn.Module, objective: Objective, with_label: bool) -> Gradients:
+    """Gradients and metrics of a batch."""
+
+    def gradients(state: TrainState, image: Array, truth: Batch, key: Array, **call):
+        if with_label:
+            call['label'] = truth['label']
+
+        def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
+            outputs = model.apply(
+                {'params': params}, image, train=True, rngs={'dropout': key}, **call
+            )
+            return objective(outputs, **truth)
+
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return grads, metrics
+
+    return gradients
+
+
+def _freeze_at_first(gradients: Gradients, frozen_steps: int) -> Gradients:
+    """Stops gradients at the pixel features in the first steps."""
+
+    def chosen(state: TrainState, image: Array, truth: Batch, key: Array):
+        return jax.lax.cond(
+            state.step < frozen_steps,
+            lambda *args: gradients(*args, freeze_backbone=True),
+            gradients,
+            state,
+            image,
+            truth,
+            key,
+        )
+
+    return chosen
+
+
+def _accumulate(gradients: Gradients, parts: int) -> Gradients:
+    """Averages over micro-batches, one after the other."""
+
+    def split(x: Array) -> Array:  # rows stay on their device: micro-batch a takes row a mod parts
+        return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
+    def accumulated(state: TrainState, image: Array, truth: Batch, key: Array):
+        def body(total, part):
+            index, image_part, truth_part = part
+            grads, metrics = gradients(
+                state, image_part, truth_part, jax.random.fold_in(key, index)
+            )
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        batches = (jnp.arange(parts), split(image), jax.tree.map(split, truth))
+        grads, metrics = jax.lax.scan(body, zeros, batches)
+        scale = 1.0 / parts
+        return jax.tree.map(lambda g: g * scale, grads), jax.tree.map(jnp.mean, metrics)
+
+    return accumulated
 
 
 def make_eval_step(

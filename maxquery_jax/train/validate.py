@@ -6,7 +6,7 @@ from maxquery_jax.errors import UserError
 from maxquery_jax.optim import build_optimizer
 from maxquery_jax.typing import Config
 
-OBJECTIVES = ('segmentation', 'maxquery')
+OBJECTIVES = ('segmentation', 'maxquery', 'synthcp')
 
 
 def validate(config: Config) -> None:
@@ -20,9 +20,16 @@ def validate(config: Config) -> None:
         0 <= data.oversample_rate <= 1,
         f'data.oversample_rate must lie in [0, 1], got {data.oversample_rate}',
     )
+    _require(data.num_folds >= 2, f'data.num_folds must be at least 2, got {data.num_folds}')
+    _require(
+        -1 <= data.fold < data.num_folds,
+        f'data.fold must be -1 (none) or lie in 0..{data.num_folds - 1}, got {data.fold}',
+    )
     for name in config.stages:
         _require(name in config, f'stages names {name!r} but the config has no field of that name')
         _validate_stage(name, config[name], data.batch_size)
+        if config[name].objective == 'synthcp':
+            _validate_synthesis(config, name)
     groups = config.model.decoder.query_groups
     _positive_ints('model.decoder.query_groups', groups, 3)
     _require(
@@ -30,6 +37,11 @@ def validate(config: Config) -> None:
         f'model.decoder.query_groups {tuple(groups)} add up to {sum(groups)}, '
         f'num_queries is {config.model.decoder.num_queries}; make them equal',
     )
+    rate, passes = config.model.backbone.dropout_rate, config.model.backbone.dropout_passes
+    _require(0 <= rate < 1, f'model.backbone.dropout_rate must lie in [0, 1), got {rate}')
+    _positive('model.backbone.dropout_passes', passes)
+    for field, value in config.model.synthcp.items():
+        _positive(f'model.synthcp.{field}', value)
     drop_path = config.model.decoder.drop_path
     _require(0 <= drop_path < 1, f'model.decoder.drop_path must lie in [0, 1), got {drop_path}')
 
@@ -54,6 +66,23 @@ def _validate_stage(name: str, stage: Config, batch_size: int) -> None:
         build_optimizer(stage)
     except UserError as error:
         raise UserError(f'{name}.optim: {error}') from error
+
+
+def _validate_synthesis(config: Config, name: str) -> None:
+    """SynthCP judges a segmenter that is trained already and must stay what it is."""
+    stage, position = config[name], tuple(config.stages).index(name)
+    before = config[config.stages[position - 1]].objective if position else ''
+    _require(
+        bool(stage.init_from) or before == 'segmentation',
+        f"{name}.objective 'synthcp' judges a trained segmenter: let it follow a stage of "
+        f"objective 'segmentation', or set {name}.init_from=RUN:STAGE",
+    )
+    _require(
+        stage.optim.weight_decay == 0 and stage.optim.frozen_epochs == 0,
+        f'{name}.optim: weight_decay and frozen_epochs must be 0 for objective synthcp, got '
+        f'{stage.optim.weight_decay} and {stage.optim.frozen_epochs}: decay would change the '
+        'segmenter',
+    )
 
 
 def _require(condition: bool, message: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from maxquery_jax.errors import UserError
 from maxquery_jax.models.backbones.topology import Topology, plan_topology
-from maxquery_jax.models.backbones.unet import UNet, UNetSegmenter
+from maxquery_jax.models.backbones.unet import UNet
+from maxquery_jax.models.segmenter import Segmenter
 from tests.golden import make_unet
 
 GOLDEN = pathlib.Path(make_unet.__file__).with_name('unet.npz')
@@ -62,7 +63,7 @@ def _segmenter(case, conv_form='plain'):
     shape, features, kernels, strides, convs, classes = make_unet.CASES[case]
     topology = Topology(features=features, strides=strides, kernels=kernels)
     backbone = UNet(topology=topology, convs_per_stage=convs, conv_form=conv_form)
-    model = UNetSegmenter(backbone=backbone, num_classes=classes)
+    model = Segmenter(backbone=backbone, num_classes=classes)
     image = make_unet.draw(f'{case}/image', shape).astype(np.float32)
     abstract = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image))['params']
     flat, treedef = jax.tree_util.tree_flatten_with_path(abstract)
@@ -107,9 +108,7 @@ def test_outputs_equal_those_of_nnunet_with_the_same_weights(case, golden):
     ],
 )
 def test_the_papers_patches_give_nnunets_parameter_counts(name, patch, spacing, classes, golden):
-    model = UNetSegmenter(
-        backbone=UNet(topology=plan_topology(patch, spacing)), num_classes=classes
-    )
+    model = Segmenter(backbone=UNet(topology=plan_topology(patch, spacing)), num_classes=classes)
     image = jax.ShapeDtypeStruct((1, *patch, 1), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == golden[f'{name}/parameters']
@@ -164,7 +163,7 @@ def test_parameter_paths_shapes_and_logical_axes_are_the_checkpoint_format():
     topology = Topology(
         features=(2, 3), strides=((1, 1, 1), (1, 2, 2)), kernels=((1, 3, 3), (3, 3, 3))
     )
-    model = UNetSegmenter(backbone=UNet(topology=topology), num_classes=5)
+    model = Segmenter(backbone=UNet(topology=topology), num_classes=5)
     image = jax.ShapeDtypeStruct((1, 2, 4, 4, 1), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
     shapes = {path: leaf.shape for path, leaf in _leaves(nn.meta.unbox(params)).items()}
@@ -199,7 +198,7 @@ def test_auxiliary_outputs_only_when_training_with_deep_supervision():
 
     def outputs(deep_supervision, train):
         backbone = UNet(topology=topology, convs_per_stage=1)
-        model = UNetSegmenter(backbone=backbone, num_classes=3, deep_supervision=deep_supervision)
+        model = Segmenter(backbone=backbone, num_classes=3, deep_supervision=deep_supervision)
         params = jax.eval_shape(model.init, jax.random.key(0), image)
         result = jax.eval_shape(lambda p, x: model.apply(p, x, train=train), params, image)
         heads = sorted(name for name in params['params'] if name.startswith('seg_head'))
@@ -219,7 +218,7 @@ def test_bfloat16_computes_in_bfloat16_and_returns_float32_logits():
         backbone = UNet(topology=topology, convs_per_stage=1, dtype=dtype)
         features = jax.eval_shape(backbone.init_with_output, jax.random.key(0), image)[0]
         assert features.full.dtype == dtype
-        model = UNetSegmenter(backbone=backbone, num_classes=3)
+        model = Segmenter(backbone=backbone, num_classes=3)
         return jax.jit(model.apply)(_random_params(model, image), image).seg_logits
 
     half, full = logits(jnp.bfloat16), logits(jnp.float32)

@@ -61,13 +61,3 @@ def test_an_inlier_between_two_clusters_is_no_anomaly_before_the_softmax():
     after = anomaly.query_softmax_score(response)[0, 0, 0]
     assert before[0] < before[1]
     assert after[0] > after[1]
-
-
-def test_normalise_for_picture_is_per_sample_and_guards_constant_maps(logits):
-    maps = jnp.stack([anomaly.query_logit_score(logits)[0], jnp.full(SHAPE, 7.0)])
-    picture = np.asarray(anomaly.normalise_for_picture(maps))
-    assert picture[0].min() == 0
-    assert picture[0].max() == 1
-    assert (picture[1] == 0).all()
-    order = np.argsort(np.asarray(maps[0]).ravel())
-    np.testing.assert_array_equal(np.argsort(picture[0].ravel()), order)

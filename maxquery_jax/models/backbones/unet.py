@@ -3,10 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from maxquery_jax import axes
 from maxquery_jax.models import layers
 from maxquery_jax.models.backbones.topology import Topology, Triple
-from maxquery_jax.typing import Array, PixelFeatures, SegmentationOutputs
+from maxquery_jax.typing import Array, PixelFeatures
 
 
 class ConvStage(nn.Module, kw_only=True):
@@ -49,16 +48,23 @@ class UNet(nn.Module, kw_only=True):
     Encoder stage s is named `encoder_stage{s}`; `upsample{s}` and `decoder_stage{s}` restore the
     resolution of encoder stage s.
 
+    Unspecified in the paper: nnU-Net has no dropout, and where MC Dropout put it is not said. Here
+    it follows the two coarsest stages of the encoder and the coarsest of the decoder, never a
+    stage at the input's resolution.
+
     Attributes:
         topology: stages, see `plan_topology`.
         convs_per_stage: convolutions per stage, in encoder and decoder.
         conv_form: formulation of `ops.conv.conv3d`: 'plain', 'scan' or 'auto'.
+        dropout_rate: probability that a feature of those stages is dropped while training
+            (stream 'dropout'); 0 for none.
         dtype: compute dtype.
     """
 
     topology: Topology
     convs_per_stage: int = 2
     conv_form: str = 'plain'
+    dropout_rate: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     def __call__(self, image: Array, *, train: bool = False) -> PixelFeatures:
@@ -66,7 +72,7 @@ class UNet(nn.Module, kw_only=True):
 
         Args:
             image: [B, D, H, W, P], sides divisible by the topology's total stride.
-            train: unused, part of the backbones' common interface.
+            train: whether dropout is active.
 
         Returns:
             Features by output stride. Where two stages share an output stride, the coarser one
@@ -75,17 +81,21 @@ class UNet(nn.Module, kw_only=True):
         Raises:
             UserError: if a side of the image is not divisible by the total stride.
         """
-        del train  # no dropout, no batch statistics
-        encoder, decoder = self.pyramid(image)
-        strides = self.topology.output_strides
+        encoder, decoder = self.pyramid(image, train=train)
+        strides = self.output_strides
         return PixelFeatures(
             encoder=dict(zip(strides, encoder, strict=True)),
             decoder=dict(zip(strides, decoder, strict=True)),
             full=decoder[0],
         )
 
+    @property
+    def output_strides(self) -> tuple[int, ...]:
+        """Output stride of every stage, fine to coarse."""
+        return self.topology.output_strides
+
     @nn.compact
-    def pyramid(self, image: Array) -> tuple[list[Array], list[Array]]:
+    def pyramid(self, image: Array, *, train: bool = False) -> tuple[list[Array], list[Array]]:
         """Encoder and decoder features of every stage, fine to coarse; the coarsest is shared."""
         topology = self.topology
         topology.check_patch(image.shape[1:4])
@@ -93,7 +103,9 @@ class UNet(nn.Module, kw_only=True):
         encoder = []
         for stage in range(topology.num_stages):
             x = self._stage(stage, topology.strides[stage], 'encoder')(x)
+            x = self._dropout(x, stage, train=train, path='encoder')
             encoder.append(x)
+        encoder[-1] = x = self._bottleneck(x, train=train)
         decoder = [x]
         for stage in reversed(range(topology.num_stages - 1)):
             x = layers.ConvTranspose3D(
@@ -104,8 +116,21 @@ class UNet(nn.Module, kw_only=True):
             )(x)
             x = jnp.concatenate([x, encoder[stage]], axis=-1)
             x = self._stage(stage, (1, 1, 1), 'decoder')(x)
+            x = self._dropout(x, stage, train=train, path='decoder')
             decoder.append(x)
         return encoder, decoder[::-1]
+
+    def _bottleneck(self, x: Array, *, train: bool) -> Array:
+        """What a kind of U-Net does to the coarsest features [B, d, h, w, C]: here, nothing."""
+        del train
+        return x
+
+    def _dropout(self, x: Array, stage: int, *, train: bool, path: str) -> Array:
+        """Dropout after a stage, if it is one of the coarsest."""
+        if not self.dropout_rate or stage < max(1, self.topology.num_stages - 2):
+            return x
+        drop = nn.Dropout(self.dropout_rate, name=f'{path}_dropout{stage}')
+        return drop(x, deterministic=not train)
 
     def _stage(self, stage: int, stride: Triple, path: str) -> ConvStage:
         """The convolutions of one stage of the encoder or decoder."""
@@ -117,53 +142,4 @@ class UNet(nn.Module, kw_only=True):
             conv_form=self.conv_form,
             dtype=self.dtype,
             name=f'{path}_stage{stage}',
-        )
-
-
-class UNetSegmenter(nn.Module, kw_only=True):
-    """U-Net with 1x1x1 segmentation heads: nnU-Net.
-
-    Attributes:
-        backbone: the U-Net.
-        num_classes: K, background included.
-        deep_supervision: whether the coarser decoder stages have heads too.
-    """
-
-    backbone: UNet
-    num_classes: int
-    deep_supervision: bool = True
-
-    @nn.compact
-    def __call__(self, image: Array, *, train: bool = False) -> SegmentationOutputs:
-        """Segments an image.
-
-        Args:
-            image: [B, D, H, W, P].
-            train: whether to compute the auxiliary outputs.
-
-        Returns:
-            Float32 logits; `aux_outputs` (fine to coarse, one per coarser decoder stage, the
-            encoder's bottleneck not counted) only with `train` and `deep_supervision`.
-        """
-        _, decoder = self.backbone.pyramid(image)
-        seg_logits = self._head(0)(decoder[0])
-        aux_outputs = ()
-        # All heads exist from `init` on, so that the tree of parameters does not hang on `train`.
-        if self.deep_supervision and (train or self.is_initializing()):
-            coarser = enumerate(decoder[1:-1], start=1)
-            aux_outputs = tuple(self._head(stage)(x) for stage, x in coarser)
-        return SegmentationOutputs(
-            seg_logits=seg_logits.astype(jnp.float32),
-            aux_outputs=tuple(z.astype(jnp.float32) for z in aux_outputs) if train else (),
-        )
-
-    def _head(self, stage: int) -> layers.Conv3D:
-        """Segmentation head of a decoder stage."""
-        return layers.Conv3D(
-            features=self.num_classes,
-            kernel_size=(1, 1, 1),
-            form=self.backbone.conv_form,
-            features_axis=axes.CLASS,
-            dtype=self.backbone.dtype,
-            name=f'seg_head{stage}',
         )
