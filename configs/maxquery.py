@@ -59,6 +59,8 @@ def _small_network(config: Config) -> None:
     config.model.backbone.convs_per_stage = 1
     config.model.backbone.feature_size = 12
     config.model.backbone.window_size = 4
+    config.model.backbone.depths = (2, 2, 2)
+    config.model.backbone.num_heads = (3, 6, 12)
     config.model.backbone.transformer_layers = 4
     config.model.backbone.transformer_dim = 128
     config.model.backbone.transformer_heads = 4
@@ -169,20 +171,11 @@ def _swin_unetr(config: Config) -> None:
     _nnunet(config)
     config.model.backbone.name = 'swin_unetr'
     config.model.backbone.deep_supervision = False  # as published
-    _transformer_optim(config)
 
 
 def _transunet(config: Config) -> None:
     _nnunet(config)
     config.model.backbone.name = 'transunet'
-    _transformer_optim(config)
-
-
-def _transformer_optim(config: Config) -> None:
-    """AdamW as Swin UNETR was published with; nnU-Net's rates are far too large for it."""
-    config.pretrain.optim.name = 'adamw'
-    config.pretrain.optim.learning_rate = 3e-3 if config.data.phantom else 1e-4
-    config.pretrain.optim.weight_decay = 1e-5
 
 
 def _no_qd(config: Config) -> None:
