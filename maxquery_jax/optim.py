@@ -118,21 +118,12 @@ def make_optimizer(
         UserError: unknown name, or a number out of range.
     """
     _validate(name, learning_rate, weight_decay, clip_norm, epochs, frozen_epochs)
-    b1, b2 = betas
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
-        raise UserError(f'betas must lie in [0, 1), got {b1} and {b2}')
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f'betas must lie in [0, 1), got {tuple(betas)}')
     schedule = poly_schedule(learning_rate, epochs, steps_per_epoch, poly_power)
 
     def rule() -> optax.GradientTransformation:
-        if name == 'sgd':
-            return optax.chain(
-                optax.add_decayed_weights(weight_decay), optax.trace(momentum, nesterov=True)
-            )
-        decay = optax.add_decayed_weights(weight_decay)
-        if name == 'radam':
-            return optax.chain(decay, optax.scale_by_radam(b1, b2))
-        adam = optax.scale_by_adam(b1, b2)
-        return optax.chain(decay, adam) if name == 'adam' else optax.chain(adam, decay)
+        return _rule(name, weight_decay, momentum, betas)
 
     parts = []
     if clip_norm:
@@ -146,6 +137,19 @@ def make_optimizer(
         parts.append(rule())
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts), schedule
+
+
+def _rule(
+    name: str, weight_decay: float, momentum: float, betas: tuple[float, float]
+) -> optax.GradientTransformation:
+    """The update of an optimiser before its learning rate."""
+    decay = optax.add_decayed_weights(weight_decay)
+    if name == 'sgd':
+        return optax.chain(decay, optax.trace(momentum, nesterov=True))
+    if name == 'radam':
+        return optax.chain(decay, optax.scale_by_radam(*betas))
+    adam = optax.scale_by_adam(*betas)
+    return optax.chain(decay, adam) if name == 'adam' else optax.chain(adam, decay)
 
 
 def build_optimizer(stage: Config) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -199,14 +199,7 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
     run_dir = pathlib.Path(run_dir)
     config = _read_json(run_dir, 'config.json')
     manifest = _read_json(run_dir, 'manifest.json')
-    data = manifest.get('data')
-    data = data if isinstance(data, dict) else {}
-    missing = [key for key in _DATA_KEYS if key not in data]
-    if missing:
-        raise UserError(
-            f'{run_dir / "manifest.json"} lacks data.{missing[0]}; the run was made by another '
-            'version, train it again or use that version'
-        )
+    data = _data_of(run_dir, manifest)
     params, stage, step = load_params(run_dir, stage)
     try:
         cfg = ConfigDict(_tuples(config))
@@ -245,6 +238,19 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
         query_groups=_query_groups(cfg, objective),
         qd_weight=float(config[stage].get('loss', {}).get('qd_weight', 0.0)),
     )
+
+
+def _data_of(run_dir: pathlib.Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's manifest says about its data."""
+    data = manifest.get('data')
+    data = data if isinstance(data, dict) else {}
+    missing = [key for key in _DATA_KEYS if key not in data]
+    if missing:
+        raise UserError(
+            f'{run_dir / "manifest.json"} lacks data.{missing[0]}; the run was made by another '
+            'version, train it again or use that version'
+        )
+    return data
 
 
 def hash_params(params: PyTree) -> str:

@@ -39,11 +39,12 @@ def build_model(
         num_classes: K, background included.
         patch_size: voxels (z, y, x), from which the backbone's topology is planned.
         spacing_mm: voxel size (z, y, x) in mm.
-        objective: 'segmentation' for the backbone with segmentation heads, 'maxquery'.
+        objective: 'segmentation' for the backbone with segmentation heads, 'maxquery', or
+            'synthcp' for the first with a generator and a discriminator beside it.
         conv_form: formulation of the convolutions, see `ops.conv`.
 
     Returns:
-        `Segmenter` or `MaxQuery`; both hold the same backbone under the name 'backbone'.
+        `Segmenter`, `MaxQuery` or `SynthCP`; all hold the same backbone, named 'backbone'.
 
     Raises:
         UserError: a field that is unknown, inconsistent, or does not fit the patch.
@@ -71,6 +72,10 @@ def build_model(
         if objective == 'segmentation':
             return segmenter
         return _build_synthcp(cfg, segmenter, patch_size, spacing_mm)
+    return _build_maxquery(cfg, backbone, num_classes, patch_size)
+
+
+def _build_maxquery(cfg: Any, backbone: Any, num_classes: int, patch_size: Triple) -> MaxQuery:
     decoder = cfg.decoder
     _check_decoder(decoder, backbone, patch_size)
     return MaxQuery(

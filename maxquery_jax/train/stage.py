@@ -130,11 +130,7 @@ def build_stage(
         UserError: model, patch, batch or mesh do not fit together.
     """
     cfg = config[name]
-    if is_partial and _is_synthesis(cfg):
-        raise UserError(
-            f'{name}: synthcp synthesises images from complete labels; give stores that annotate '
-            'every class'
-        )
+    _refuse_partial_synthesis(name, cfg, is_partial)
     sharding.check_batch(mesh, config.data.batch_size, cfg.accumulate)
     patch_size = tuple(config.data.patch_size)
     model = make_model(config, cfg.objective, manifest.num_classes, manifest.spacing_mm)
@@ -151,13 +147,12 @@ def build_stage(
     else:
         augment, crop_size, deform_rate = crop, patch_size, 1.0
     objective = _make_objective(cfg, config.model, manifest, config.model.conv_form)
-    frozen_steps = cfg.optim.frozen_epochs * cfg.steps_per_epoch
     train_step = steps.make_train_step(
         model,
         tx,
         objective,
         accumulate=cfg.accumulate,
-        frozen_steps=frozen_steps,
+        frozen_steps=cfg.optim.frozen_epochs * cfg.steps_per_epoch,
         with_label=_is_synthesis(cfg),
     )
     return Stage(
@@ -183,6 +178,14 @@ def build_stage(
 def _is_synthesis(cfg: Config) -> bool:
     """Whether a stage maps labels to images, so that its model needs the labels too."""
     return cfg.objective == 'synthcp'
+
+
+def _refuse_partial_synthesis(name: str, cfg: Config, is_partial: bool) -> None:
+    if is_partial and _is_synthesis(cfg):
+        raise UserError(
+            f'{name}: synthcp synthesises images from complete labels; give stores that annotate '
+            'every class'
+        )
 
 
 def _make_objective(cfg: Config, model: Config, manifest: Manifest, form: str) -> steps.Objective:
