@@ -21,7 +21,7 @@ from maxquery_jax.inference.dicom_seg import require_series, write_dicom_seg
 from maxquery_jax.inference.model import LoadedModel
 from maxquery_jax.inference.record import FORMAT, VERSION, describe_case
 from maxquery_jax.inference.scan import Grid, read_grid, read_scan, to_file_order, to_scan_grid
-from maxquery_jax.inference.sliding_window import plan_tiles, predict_volume
+from maxquery_jax.inference.sliding_window import TilePlan, plan_tiles, predict_volume
 from maxquery_jax.progress import Progress, duration
 
 
@@ -85,20 +85,10 @@ def predict_case(
     clock.lap('read_s')
 
     plan = plan_tiles(grid.model_shape, model.patch_size, settings.step_size)
-    program = model.program(settings.scores, mirror=settings.mirror)
     progress = Progress(
         f'{title}:', plan.num_tiles, unit='tiles', stream=sys.stdout, is_closed_by_caller=True
     )
-    label, scores = predict_volume(
-        image,
-        lambda tiles: program(model.params, tiles),
-        plan,
-        num_classes=model.num_classes,
-        score_names=settings.scores,
-        lower=model.intensity['lower'],
-        batch_size=settings.batch_size,
-        on_tiles=lambda tiles: progress.step(count=tiles),
-    )
+    label, scores = _run_network(model, image, plan, settings, progress)
     del image
     clock.lap('network_s')
 
@@ -129,6 +119,23 @@ def predict_case(
     }
     write_json(folder / f'{case.name}.json', record)
     progress.close(_summary(findings, clock.total))
+
+
+def _run_network(
+    model: LoadedModel, image: np.ndarray, plan: TilePlan, settings: Settings, progress: Progress
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Label and scores on the model's grid."""
+    program = model.program(settings.scores, mirror=settings.mirror)
+    return predict_volume(
+        image,
+        lambda tiles: program(model.params, tiles),
+        plan,
+        num_classes=model.num_classes,
+        score_names=settings.scores,
+        lower=model.intensity['lower'],
+        batch_size=settings.batch_size,
+        on_tiles=lambda tiles: progress.step(count=tiles),
+    )
 
 
 def _note_size(case: Case, grid: Grid, model: LoadedModel) -> list[str]:

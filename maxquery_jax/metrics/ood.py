@@ -310,3 +310,16 @@ def dilate_region(region: np.ndarray, spacing_mm: Sequence[float], dilate_mm: fl
     dilated = region.copy()
     dilated[crop] = np.asarray(distance) <= dilate_mm
     return dilated
+
+
+def interior(region: np.ndarray) -> np.ndarray:
+    """A region without its outermost voxels, which hold a part of what lies outside.
+
+    Args:
+        region: [D, H, W] bool.
+
+    Returns:
+        [D, H, W] bool: voxels whose six neighbours all belong to the region. The end of the volume
+        is no border.
+    """
+    return scipy.ndimage.binary_erosion(region, border_value=1)

@@ -11,7 +11,7 @@ from maxquery_jax.errors import UserError
 from maxquery_jax.inference.scores import case_ood_score
 from maxquery_jax.metrics.dice import DiceCounts
 from maxquery_jax.metrics.lesions import MIN_VOLUME_ML, OVERLAP, LesionCounts, LesionGroup
-from maxquery_jax.metrics.ood import ScoreHistogram, dilate_region
+from maxquery_jax.metrics.ood import ScoreHistogram, dilate_region, interior
 from maxquery_jax.metrics.surface import NSD_TOLERANCE_MM, SurfaceMetrics, measure_surfaces
 from maxquery_jax.report.labels import LabelTable
 from maxquery_jax.report.predictions import (
@@ -23,8 +23,9 @@ from maxquery_jax.report.predictions import (
     read_truth,
 )
 
-REGIONS = ('organ', 'whole')
-"""Where voxels are ranked: organ, tumour and OOD truth (dilated on request), or everywhere."""
+REGIONS = ('organ', 'interior', 'whole')
+"""Where voxels are ranked: organ, tumour and OOD truth (dilated on request), the same without its
+outermost voxels, or everywhere."""
 
 
 POOLED_LESIONS = ('tumour', 'ood')
@@ -136,7 +137,7 @@ def measure_case(
     shapes = _measure_shapes(segmentation, truth, grid.header.affine, table, settings)
     organ = table.mask(truth, 'organ', 'tumour', 'ood')
     organ = dilate_region(organ, grid.header.spacing_mm, settings.dilate_mm)
-    regions = {'organ': organ, 'whole': None}
+    regions = {'organ': organ, 'interior': interior(organ), 'whole': None}
     histograms: dict[tuple[str, str], ScoreHistogram] = {}
     case_scores: dict[str, float] = {}
     fallbacks = []

@@ -11,7 +11,7 @@ from maxquery_jax.errors import UserError
 from maxquery_jax.metrics.bootstrap import Statistic, mean_statistic
 from maxquery_jax.metrics.ood import METRICS, CaseScores
 
-REGIONS = ('organ', 'whole')
+REGIONS = ('organ', 'interior', 'whole')
 POOLINGS = ('case_mean', 'pooled')
 TYPES = 'types'  # 'dice/types' stands for one column per tumour type
 
@@ -50,7 +50,7 @@ class Column:
         title: heading.
         unit: '%' (values are fractions), 'mm', 'M', 'min' or 'cases'.
         lower_is_better: whether a smaller value is better.
-        region: 'organ' or 'whole', of voxel metrics.
+        region: of `REGIONS`, of voxel metrics.
         pooling: 'case_mean' or 'pooled', of voxel metrics.
         tumour: of one tumour type; '' for the mean over the types.
     """
@@ -135,7 +135,8 @@ def parse_column(key: str, where: str) -> Column:
                 f'{where}: column {key!r}: name a region ({", ".join(REGIONS)}) and a pooling '
                 f'({", ".join(POOLINGS)})'
             )
-        extra = [{'whole': 'whole volume'}.get(region, ''), pooling.replace('case_mean', '')]
+        names = {'organ': '', 'interior': 'organ interior', 'whole': 'whole volume'}
+        extra = [names[region], pooling.replace('case_mean', '')]
         suffix = ', '.join(text for text in extra if text)
         title = f'{title} ({suffix})' if suffix else title
         return Column(key, metric, title, unit, lower, region=region, pooling=pooling)

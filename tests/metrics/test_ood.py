@@ -279,3 +279,14 @@ def test_dilation_is_a_ball_in_mm():
     assert expected.any(axis=(1, 2)).sum() == 3
     np.testing.assert_array_equal(ood.dilate_region(region, spacing_mm, 0.0), region)
     assert not ood.dilate_region(np.zeros_like(region), spacing_mm, 5.0).any()
+
+
+def test_the_interior_has_all_its_neighbours_inside():
+    region = np.random.default_rng(0).random((5, 6, 7)) < 0.9
+    padded = np.pad(region, 1, constant_values=True)
+    expected = region.copy()
+    for z, y, x in np.ndindex(region.shape):
+        for offset in ((0, 1, 1), (2, 1, 1), (1, 0, 1), (1, 2, 1), (1, 1, 0), (1, 1, 2)):
+            expected[z, y, x] &= padded[z + offset[0], y + offset[1], x + offset[2]]
+    np.testing.assert_array_equal(ood.interior(region), expected)
+    assert 0 < expected.sum() < region.sum()

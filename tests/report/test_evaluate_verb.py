@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import prediction_helper as helper
 import pytest
+import scipy.ndimage
 from sklearn import metrics as sk
 
 from maxquery_jax.errors import UserError
@@ -48,10 +49,12 @@ def _sklearn(score, positive):
 
 def _region(case, region):
     truth = helper.make_truth(case)
+    if region == 'interior':
+        return scipy.ndimage.binary_erosion(truth > 0, border_value=1)
     return truth > 0 if region == 'organ' else np.ones(truth.shape, bool)
 
 
-@pytest.mark.parametrize('region', ['organ', 'whole'])
+@pytest.mark.parametrize('region', ['organ', 'interior', 'whole'])
 @pytest.mark.parametrize('score', SCORES)
 def test_voxel_metrics_equal_sklearn(folders, score, region):
     summary = _evaluate(folders)
