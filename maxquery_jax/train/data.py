@@ -42,6 +42,11 @@ class TrainingData:
         """Cases of a split over all stores."""
         return sum(len(store.case_ids(split)) for store in self.stores)
 
+    def count_smaller(self, patch_size: tuple[int, int, int]) -> int:
+        """Training cases into which a patch does not fit along some axis."""
+        shapes = (store.shape(case) for store in self.stores for case in store.case_ids('train'))
+        return sum(any(n < p for n, p in zip(s, patch_size, strict=True)) for s in shapes)
+
     def batches(self, config: Config, split: str, **options) -> pipeline.Batches:
         """Batches of those stores that have cases of a split; see `pipeline.build_batches`."""
         chosen = [k for k, store in enumerate(self.stores) if store.case_ids(split)]

@@ -114,6 +114,13 @@ def test_a_mixture_opens_with_its_weights(folder, mixture):
         assert set(next(batches)['case']) == {0}
 
 
+def test_cases_smaller_than_the_patch_are_counted(mixture):
+    _, data = mixture
+    depth, height, width = data.stores[0].shape(data.stores[0].case_ids('train')[0])
+    assert data.count_smaller((depth, height, width)) == 0
+    assert data.count_smaller((1, height + 1, 1)) == data.num_cases('train') == 4
+
+
 def test_a_fully_annotated_mixture_has_no_mask(folder):
     config = make_config([folder / 'whole', folder / 'whole'])
     data = open_data(config, folder)
