@@ -1,0 +1,171 @@
+"""Visual prompts: where the advanced queries look (ZePT Eq. 7, 8 and 10, Tab. 5).
+
+All of it is per sample: what else is in the batch changes no prompt. A prompt depends on the patch
+that it is computed in, as its min-max normalisation does.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from maxquery_jax.ops.anomaly import query_logit_score
+from maxquery_jax.typing import Array
+
+Triple = tuple[int, int, int]
+
+
+def query_response(queries: Array, features: Array) -> Array:
+    """Affinity of every query with every voxel.
+
+    Args:
+        queries: [B, N, C].
+        features: [B, d, h, w, C].
+
+    Returns:
+        [B, N, d, h, w] float32.
+    """
+    return jnp.einsum('bnc,bdhwc->bndhw', queries, features, preferred_element_type=jnp.float32)
+
+
+def scale_anomaly(queries: Array, features: Array) -> Array:
+    """Anomaly map of one scale: minus the largest response of any fundamental query (ZePT Eq. 7).
+
+    Args:
+        queries: [B, N, C] fundamental queries.
+        features: [B, d, h, w, C].
+
+    Returns:
+        [B, d, h, w] float32, detached: prompts train nothing.
+    """
+    return jax.lax.stop_gradient(query_logit_score(query_response(queries, features)))
+
+
+def min_max(anomaly: Array) -> Array:
+    """Each sample's map scaled to 0..1 (the normalisation of ZePT Eq. 8).
+
+    Unspecified in the paper: a constant map, which tells nothing, becomes one everywhere, so that
+    its prompt is the whole patch. (The released code divides 0 by 0, and its comparison with NaN
+    blocks no voxel either.)
+
+    Args:
+        anomaly: [B, d, h, w].
+
+    Returns:
+        [B, d, h, w] float32 in [0, 1].
+    """
+    anomaly = anomaly.astype(jnp.float32)
+    low = jnp.min(anomaly, axis=(1, 2, 3), keepdims=True)
+    span = jnp.max(anomaly, axis=(1, 2, 3), keepdims=True) - low
+    return jnp.where(span > 0, (anomaly - low) / jnp.where(span > 0, span, 1.0), 1.0)
+
+
+def mask_prompt(anomaly: Array, threshold: float = 0.5) -> Array:
+    """Voxels that may be anomalous: normalised score at least `threshold` (ZePT Eq. 8).
+
+    Never empty for a threshold of at most one: the largest score of a sample becomes one.
+
+    Args:
+        anomaly: [B, d, h, w] raw map.
+        threshold: of the normalised map.
+
+    Returns:
+        [B, d, h, w] bool.
+    """
+    return jax.lax.stop_gradient(min_max(anomaly)) >= threshold
+
+
+def attention_bias(prompt: Array) -> Array:
+    """Zero where a prompt allows attention, minus infinity elsewhere (ZePT Eq. 10).
+
+    A row that allows nothing would make its softmax 0/0. Such a row (an empty box prompt, or a
+    threshold above one) allows everything instead, as in Mask2Former.
+
+    Args:
+        prompt: [..., L] bool, rows over the voxels.
+
+    Returns:
+        [..., L] float32 to add to the attention's logits.
+    """
+    allowed = prompt | ~jnp.any(prompt, axis=-1, keepdims=True)
+    return jnp.where(allowed, 0.0, -jnp.inf).astype(jnp.float32)
+
+
+def rasterise_boxes(
+    boxes: Array, shape: Triple, *, stride: Triple = (1, 1, 1), margin: float = 0.0
+) -> Array:
+    """Prompt of relaxed 3D boxes (ZePT Tab. 5): voxels that touch a box grown by a margin.
+
+    Args:
+        boxes: [B, M, 6] (z0, y0, x0, z1, y1, x1), half-open, in voxels of the input. A box of no
+            extent along some axis is padding.
+        shape: (d, h, w) of the prompt.
+        stride: input voxels per voxel of the prompt along each axis.
+        margin: input voxels added on every side.
+
+    Returns:
+        [B, d, h, w] bool, the union of a sample's boxes.
+    """
+    boxes = boxes.astype(jnp.float32)
+    low, high = boxes[..., :3], boxes[..., 3:]
+    is_box = jnp.all(high > low, axis=-1)  # [B, M]
+    inside = []
+    for axis, (size, step) in enumerate(zip(shape, stride, strict=True)):
+        start = jnp.arange(size, dtype=jnp.float32)[None, None] * step
+        first, last = low[..., axis, None] - margin, high[..., axis, None] + margin
+        inside.append((start < last) & (start + step > first))  # [B, M, size]
+    z, y, x = inside
+    each = z[:, :, :, None, None] & y[:, :, None, :, None] & x[:, :, None, None, :]
+    return jnp.any(each & is_box[:, :, None, None, None], axis=1)
+
+
+def boxes_from_mask(mask: np.ndarray, max_boxes: int) -> np.ndarray:
+    """Bounding boxes of the connected components of a mask; on the host, not for jit.
+
+    Args:
+        mask: [D, H, W] bool; components are 26-connected.
+        max_boxes: M; of more components the largest (by voxels) are kept.
+
+    Returns:
+        [M, 6] int32 boxes for `rasterise_boxes`, largest component first; rows left are zero.
+    """
+    components = np.zeros(mask.shape, np.int32)
+    ndimage.label(mask, structure=np.ones((3, 3, 3)), output=components)
+    sizes = np.bincount(components.ravel())[1:]
+    found = ndimage.find_objects(components)
+    boxes = np.zeros((max_boxes, 6), np.int32)
+    for row, index in enumerate(np.argsort(-sizes, kind='stable')[:max_boxes]):
+        slices = found[index]
+        boxes[row] = [s.start for s in slices] + [s.stop for s in slices]
+    return boxes
+
+
+def anomaly_logit_bias(
+    organ_logits: Array, tumour_logits: Array, hosts: Sequence[Sequence[int]]
+) -> tuple[Array, Array]:
+    """Adds the anomaly map to tumour logits and takes it from their host organs' logits.
+
+    Not in the paper; a switch for what the released code does.
+
+    Args:
+        organ_logits: [B, N, D, H, W] mask logits of the fundamental queries.
+        tumour_logits: [B, M, D, H, W] mask logits of the advanced queries.
+        hosts: for each tumour the organs (0 to N - 1) it grows in; an organ that hosts two tumours
+            loses the map twice.
+
+    Returns:
+        Organ and tumour logits of the same shapes.
+
+    Raises:
+        ValueError: if there is not one entry of `hosts` per tumour.
+    """
+    if len(hosts) != tumour_logits.shape[1]:
+        raise ValueError(f'{len(hosts)} entries of hosts for {tumour_logits.shape[1]} tumours')
+    anomaly = query_logit_score(organ_logits)[:, None]
+    times = np.zeros(organ_logits.shape[1], np.float32)
+    for organs in hosts:
+        times[list(organs)] += 1
+    weight = jnp.asarray(times)[None, :, None, None, None]
+    return organ_logits - weight * anomaly, tumour_logits + anomaly

@@ -1,0 +1,122 @@
+"""ZePT's visual prompts against loops, and that each sample is on its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxquery_jax.ops import prompts
+
+SHAPE = (2, 3, 4)
+
+
+@pytest.fixture
+def queries() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def features() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(2, *SHAPE, 6)).astype(np.float32)
+
+
+def loop_prompt(queries, features, threshold):
+    """Eq. 7 and 8 of one sample, voxel by voxel."""
+    score = np.zeros(SHAPE)
+    for voxel in np.ndindex(*SHAPE):
+        score[voxel] = -max(float(np.dot(q, features[voxel])) for q in queries)
+    normalised = (score - score.min()) / (score.max() - score.min())
+    return score, normalised, normalised >= threshold
+
+
+@pytest.mark.parametrize('threshold', [0.3, 0.5, 0.8])
+def test_prompt_matches_loop(queries, features, threshold):
+    anomaly = prompts.scale_anomaly(jnp.asarray(queries), jnp.asarray(features))
+    mask = prompts.mask_prompt(anomaly, threshold)
+    for b in range(2):
+        score, normalised, expected = loop_prompt(queries[b], features[b], threshold)
+        np.testing.assert_allclose(anomaly[b], score, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(prompts.min_max(anomaly)[b], normalised, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(mask[b], expected)
+
+
+def test_batch_neighbours_change_nothing(queries, features):
+    alone = prompts.mask_prompt(prompts.scale_anomaly(queries[:1], features[:1]))
+    other = jnp.asarray(np.concatenate([features[:1], 100 * features[1:]]))
+    together = prompts.mask_prompt(prompts.scale_anomaly(queries, other))
+    np.testing.assert_array_equal(alone[0], together[0])
+
+
+def test_constant_map_prompts_everywhere():
+    anomaly = jnp.stack([jnp.full(SHAPE, 3.0), jnp.arange(24.0).reshape(SHAPE)])
+    mask = np.asarray(prompts.mask_prompt(anomaly))
+    assert mask[0].all()
+    assert mask[1].sum() == 12
+    assert np.isfinite(prompts.min_max(anomaly)).all()
+
+
+def test_prompts_train_nothing(queries, features):
+    def objective(q, f):
+        anomaly = prompts.scale_anomaly(q, f)
+        return jnp.sum(prompts.min_max(anomaly) * prompts.mask_prompt(anomaly))
+
+    grads = jax.grad(objective, (0, 1))(jnp.asarray(queries), jnp.asarray(features))
+    assert not any(np.asarray(g).any() for g in grads)
+
+
+def test_attention_bias_and_its_fallback():
+    prompt = jnp.asarray([[True, False, True], [False, False, False]])
+    bias = np.asarray(prompts.attention_bias(prompt))
+    np.testing.assert_array_equal(bias, [[0, -np.inf, 0], [0, 0, 0]])
+    assert np.isfinite(jax.nn.softmax(bias, axis=-1)).all()
+
+
+@pytest.mark.parametrize(('stride', 'margin'), [((1, 1, 1), 0), ((1, 2, 2), 0), ((2, 2, 4), 1.5)])
+def test_boxes_match_loop(stride, margin):
+    full = (4, 8, 8)
+    shape = tuple(n // s for n, s in zip(full, stride, strict=True))
+    boxes = np.array([[[1, 2, 3, 2, 5, 6], [0, 0, 0, 0, 0, 0]], [[3, 7, 0, 4, 8, 1]] * 2])
+    result = prompts.rasterise_boxes(jnp.asarray(boxes), shape, stride=stride, margin=margin)
+    expected = np.zeros((2, *shape), bool)
+    for b, z, y, x in np.ndindex(2, *shape):
+        for box in boxes[b]:
+            touches = [
+                i * s < box[3 + a] + margin and (i + 1) * s > box[a] - margin
+                for a, (i, s) in enumerate(zip((z, y, x), stride, strict=True))
+            ]
+            expected[b, z, y, x] |= all(touches) and box.any()
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_no_boxes_prompt_nothing():
+    assert not prompts.rasterise_boxes(jnp.zeros((1, 2, 6)), SHAPE, margin=3).any()
+
+
+def test_boxes_from_mask_are_the_components_largest_first():
+    mask = np.zeros((5, 6, 7), bool)
+    mask[0, 0, 0] = True
+    mask[2:4, 1:3, 2:6] = True
+    mask[4, 3, 6] = True  # touches the block by a corner
+    boxes = prompts.boxes_from_mask(mask, 3)
+    np.testing.assert_array_equal(boxes, [[2, 1, 2, 5, 4, 7], [0, 0, 0, 1, 1, 1], [0] * 6])
+    np.testing.assert_array_equal(prompts.boxes_from_mask(mask, 1), boxes[:1])
+    assert not prompts.boxes_from_mask(np.zeros_like(mask), 2).any()
+    covered = prompts.rasterise_boxes(jnp.asarray(boxes)[None], mask.shape)
+    assert np.asarray(covered)[0][mask].all()
+
+
+def test_anomaly_logit_bias_matches_loop():
+    rng = np.random.default_rng(2)
+    organs = rng.normal(size=(1, 3, *SHAPE)).astype(np.float32)
+    tumours = rng.normal(size=(1, 2, *SHAPE)).astype(np.float32)
+    score = -organs.max(axis=1)
+    hosts = ((0, 2), (2,))
+    new_organs, new_tumours = prompts.anomaly_logit_bias(
+        jnp.asarray(organs), jnp.asarray(tumours), hosts
+    )
+    np.testing.assert_allclose(new_organs[:, 0], organs[:, 0] - score, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(new_organs[:, 1], organs[:, 1])
+    np.testing.assert_allclose(new_organs[:, 2], organs[:, 2] - 2 * score, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(new_tumours, tumours + score[:, None], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match='1 entries of hosts for 2'):
+        prompts.anomaly_logit_bias(jnp.asarray(organs), jnp.asarray(tumours), ((0,),))
