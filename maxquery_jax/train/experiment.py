@@ -99,11 +99,10 @@ def _describe(config: Config, stage: Stage, data: TrainingData) -> None:
     small = data.count_smaller(stage.patch_size)
     if small:
         print(
-            f'{stage.name}: note: {small} training cases are smaller than the patch along some axis '
-            'and are padded; a smaller data.patch_size wastes less',
+            f'{stage.name}: note: {small} training cases are smaller than the patch along some '
+            'axis and are padded; a smaller data.patch_size wastes less',
             flush=True,
         )
-
 
 
 def _initial_params(config: Config, stage: Stage, data: TrainingData, path: pathlib.Path) -> PyTree:
