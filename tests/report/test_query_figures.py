@@ -259,7 +259,7 @@ def test_page_holds_the_query_pictures(runs, tmp_path, monkeypatch):
     asked = []
     report = query_figures.QueryReport((), (), {})
     monkeypatch.setattr(
-        build, 'report_queries', lambda *args, **kw: asked.append((args, kw)) or report
+        query_figures, 'report_queries', lambda *args, **kw: asked.append((args, kw)) or report
     )
     monkeypatch.setattr(build, 'open_run', lambda *args, **kw: _NO_CASES)
     run = runs / 'qd' / 'seed0'
