@@ -174,7 +174,9 @@ class Step:
             )
             shape = (1, *self.stage.patch_size, 1)
             self.params = init_params(self.stage.model, shape, stream(0, 'init', 0))
-            self.step = jax.jit(self.stage.train_step)
+            # Compiling is nearly all the time; the values need no fast code.
+            options = {'xla_backend_optimization_level': 0}
+            self.step = jax.jit(self.stage.train_step, compiler_options=options)
 
     def __call__(self, rows=None):
         """Changes by parameter path, and metrics, for these rows of the first batch."""

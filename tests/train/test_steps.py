@@ -1,5 +1,7 @@
 """The step on a two-layer toy model: accumulation, damage control, sharding, streams."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,16 @@ def make_batch(rows=8):
     }
 
 
+@functools.cache  # tests that train alike share a program; a second one would be a fault
+def jit_step(drop, accumulate, frozen_steps, mesh):
+    model, tx = Toy(drop), optax.adam(0.01)
+    boxed = state.abstract_params(model, (1, 4, 4, 4, 2))
+    step = steps.make_train_step(
+        model, tx, objective, accumulate=accumulate, frozen_steps=frozen_steps
+    )
+    return jax.jit(step, out_shardings=(state.state_shardings(boxed, tx, mesh), None))
+
+
 def train(num_steps=3, accumulate=1, drop=0.0, seed=0, batch=None, mesh=None, frozen_steps=0):
     model, tx = Toy(drop), optax.adam(0.01)
     mesh = mesh or make_mesh(1, 1, 1)
@@ -51,16 +63,7 @@ def train(num_steps=3, accumulate=1, drop=0.0, seed=0, batch=None, mesh=None, fr
         shardings = state.state_shardings(boxed, tx, mesh)
         params = state.init_params(model, (1, 4, 4, 4, 2), rngs.stream(seed, 'init', 0))
         current = state.create_state(params, tx, shardings)
-        step = jax.jit(
-            steps.make_train_step(
-                model,
-                tx,
-                objective,
-                accumulate=accumulate,
-                frozen_steps=frozen_steps,
-            ),
-            out_shardings=(shardings, None),
-        )
+        step = jit_step(drop, accumulate, frozen_steps, mesh)
         key = rngs.stream_key(seed, 'toy/dropout')
         augment_step = steps.make_augment_step(augment, seed=seed, stage='toy')
         for index in range(num_steps):
