@@ -1,5 +1,6 @@
 """Kill -9 at random moments, saves included: the restarted run ends bit-identical."""
 
+import os
 import pathlib
 import random
 import signal
@@ -45,6 +46,7 @@ def start(python, workdir, store=''):
     return subprocess.Popen(
         [python, '-m', 'launch.train', *TINY, *extra, f'--workdir={workdir}'],
         cwd=ROOT,
+        env={**os.environ, 'XLA_FLAGS': ''},  # training takes longer than its compilation
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
