@@ -91,6 +91,33 @@ def _model() -> Config:
             'kmeans_reduction': 'sum',
         }
     )
+    model.zept = ConfigDict(
+        {
+            # Names of the queries; () for the 25 organs and 20 tumours of ZePT Table 8.
+            'organs': (),
+            'tumours': (),
+            'knowledge': 'minilm_descriptions',  # shipped name or file of launch.embed_text
+            'output_strides': (32, 16, 8, 4),
+            'query_dim': 768,
+            'refine_dim': 768,
+            'num_heads': 8,
+            'mlp_ratio': 4,
+            'mask_prior': 0.5,  # probability that masks start at; 0.5 adds no parameter
+            'threshold': 0.5,  # of the normalised anomaly maps, Eq. 8
+            'box_margin': 5.0,  # voxels by which box prompts are relaxed, Tab. 5
+            'prompt_source': 'encoder',  # encoder | decoder (released code) | mask
+            'advanced_init': 'zeros',  # zeros | normal (released code)
+            'ofg': True,
+            'grouping': 'hard',  # hard | soft | groupvit (Tab. 12)
+            'qrd': True,
+            'pma': True,
+            'qka': True,
+            'alignment': 'cosine',  # cosine | dot (released code)
+            'temperature': 0.07,
+            'anomaly_logit_bias': False,  # released code
+            'freeze_stage1': False,  # older released code
+        }
+    )
     model.synthcp = ConfigDict(  # label-to-image network of the baseline SynthCP
         {
             'base_features': 16,  # of the generator at the input's resolution; doubles per stage
@@ -107,7 +134,8 @@ def _model() -> Config:
 def stage(objective: str) -> Config:
     """Fields of one stage: what it trains, for how long, with which optimiser."""
     cfg: Config = ConfigDict()
-    cfg.objective = objective  # segmentation | maxquery | synthcp
+    # segmentation | maxquery | synthcp | universal | zept_stage1 | zept_stage2
+    cfg.objective = objective
     cfg.init_from = ''  # '' previous stage (scratch for the first); or RUN or RUN:STAGE
     cfg.epochs = 1
     cfg.steps_per_epoch = 250
@@ -120,7 +148,9 @@ def stage(objective: str) -> Config:
             'betas': (0.9, 0.999),  # of radam, adam and adamw
             'weight_decay': 3e-5,
             'clip_norm': 12.0,
+            'schedule': 'poly',  # poly | cosine
             'poly_power': 0.9,
+            'warmup_epochs': 0,  # linear, of cosine
             'frozen_epochs': 0,  # epochs in which parameters below backbone/ stay fixed
             'backbone_multiplier': 1.0,  # learning-rate factor of backbone/ afterwards
         }
@@ -134,6 +164,9 @@ def stage(objective: str) -> Config:
             'batch_dice': False,
             'feature_weight': 10.0,  # synthcp: feature matching
             'l1_weight': 10.0,  # synthcp: difference of the images
+            'class_weight': 1.0,  # zept: class embeddings of the fundamental queries
+            'alignment_weight': 1.0,  # zept: query-knowledge alignment, Eq. 11
+            'align_unseen': False,  # zept: also queries of tumours that no label shows
         }
     )
     return cfg

@@ -20,7 +20,7 @@ import pathlib
 
 from absl import flags
 
-from launch import _cli, _reading
+from launch import _cli, _reading, _zept
 
 _MODEL = flags.DEFINE_list(
     'model', None, 'Run directory (--workdir of a training); several with commas: an ensemble.'
@@ -42,8 +42,8 @@ _STAGE = flags.DEFINE_string('stage', None, 'Stage of the run; the last trained 
 _SCORES = flags.DEFINE_list(
     'scores',
     None,
-    'Anomaly scores to write, the primary one first: query_logit (the MaxQuery score), '
-    'query_softmax, category_logit, category_softmax, or all. Without queries: the last two.',
+    'Scores to write, the primary one first: query_logit (the MaxQuery score), query_softmax, '
+    'category_logit, category_softmax (alone without queries); tumour_logit, unseen_logit; or all.',
 )
 _STEP_SIZE = flags.DEFINE_float(
     'step_size',
@@ -57,6 +57,7 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Predict finished scans again
 _MAX_MEMORY_GB = flags.DEFINE_float('max_memory_gb', None, 'Refuse scans above; default 90 %.')
 _MIN_LESION_ML = flags.DEFINE_float('min_lesion_ml', 0.01, 'Smaller lesions are not listed.')
 flags.adopt_module_key_flags(_reading)
+flags.adopt_module_key_flags(_zept)
 
 
 def main() -> None:
@@ -90,6 +91,7 @@ def main() -> None:
         assume_orientation=reading.assume_orientation,
         series=reading.series,
         output_types=_OUTPUT_TYPE.value,
+        **_zept.options(),
     )
 
 

@@ -39,6 +39,7 @@ _STORE = flags.DEFINE_string('store', None, 'Store to train on, in place of a ge
 
 def main() -> None:
     """Runs `--study`."""
+    from configs.defaults import field_defaults
     from maxquery_jax.errors import UserError
     from maxquery_jax.study import runner
     from maxquery_jax.study.write import print_plan, write_tables
@@ -61,7 +62,12 @@ def main() -> None:
         _run_workers()
     elif not _TABLES_ONLY.value:
         failed = runner.run_study(
-            study, make_config, workdir, part=_PART.value, store=_STORE.value or ''
+            study,
+            make_config,
+            workdir,
+            part=_PART.value,
+            store=_STORE.value or '',
+            defaults_of=field_defaults,
         )
     write_tables(study, make_config, workdir, command=f'--study={file}')
     if failed:

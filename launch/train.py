@@ -26,6 +26,7 @@ PLOT_SECONDS = 10.0  # drawing takes about half a second
 
 def main() -> None:
     """Trains `--config` in `--workdir`."""
+    from configs.defaults import field_defaults
     from maxquery_jax.errors import UserError
     from maxquery_jax.report.progress_plot import plot_progress
     from maxquery_jax.train.experiment import train
@@ -43,7 +44,7 @@ def main() -> None:
             plot_progress(workdir / 'metrics.jsonl', workdir / 'progress.png')
             drawn = time.monotonic()
 
-    train(config, workdir, on_log=on_log)
+    train(config, workdir, on_log=on_log, defaults=field_defaults(config))
     plot_progress(workdir / 'metrics.jsonl', workdir / 'progress.png')
 
 

@@ -6,3 +6,10 @@ class UserError(Exception):
 
     `launch` prints the message without a traceback and exits with code 2.
     """
+
+
+class StoppedError(UserError):
+    """A signal asked for the end: what was done is saved, and the same command continues.
+
+    Unlike a failure it ends everything that the process had still to do.
+    """

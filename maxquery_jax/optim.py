@@ -11,6 +11,7 @@ from maxquery_jax.typing import Array, Config, PyTree
 
 BACKBONE = 'backbone'
 OPTIMISERS = ('sgd', 'radam', 'adamw', 'adam')
+SCHEDULES = ('poly', 'cosine')
 
 
 class FreezeState(NamedTuple):
@@ -35,6 +36,30 @@ def poly_schedule(
     def schedule(count):
         epoch = jnp.minimum(count // steps_per_epoch, epochs - 1)
         return learning_rate * (1.0 - epoch / epochs) ** power
+
+    return schedule
+
+
+def cosine_schedule(
+    learning_rate: float, epochs: int, steps_per_epoch: int, warmup_epochs: int
+) -> optax.Schedule:
+    """Linear warm-up, then half a cosine to 0, per epoch (ZePT Sec. 4).
+
+    Args:
+        learning_rate: value after the warm-up.
+        epochs: number of epochs; the rate would reach 0 after the last.
+        steps_per_epoch: optimiser steps of one epoch.
+        warmup_epochs: epoch e of them has (e + 1) / (warmup_epochs + 1) of the rate, so that the
+            first one trains.
+    """
+
+    def schedule(count):
+        epoch = jnp.minimum(count // steps_per_epoch, epochs - 1)
+        warm = (epoch + 1) / (warmup_epochs + 1)
+        done = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)
+        return learning_rate * jnp.where(
+            epoch < warmup_epochs, warm, 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        )
 
     return schedule
 
@@ -65,6 +90,17 @@ def freeze_for(
     return optax.GradientTransformation(init, update)
 
 
+def keep_fixed(
+    inner: optax.GradientTransformation, roots: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Zero updates for parameters below some roots, weight decay included."""
+
+    def is_fixed(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, _: _root(path) in roots, params)
+
+    return optax.chain(inner, optax.masked(optax.set_to_zero(), is_fixed))
+
+
 def label_by_root(params: PyTree) -> PyTree:
     """Labels each leaf 'backbone' or 'rest' by the first part of its path."""
 
@@ -87,13 +123,15 @@ def make_optimizer(
     steps_per_epoch: int,
     weight_decay: float,
     clip_norm: float,
+    schedule: str = 'poly',
     poly_power: float = 0.9,
+    warmup_epochs: int = 0,
     momentum: float = 0.99,
     betas: tuple[float, float] = (0.9, 0.999),
     frozen_epochs: int = 0,
     backbone_multiplier: float = 1.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Builds a stage's optimiser (MaxQuery Sec. 4.2; nnU-Net for 'sgd').
+    """Builds a stage's optimiser (MaxQuery Sec. 4.2; nnU-Net for 'sgd'; ZePT for 'adamw').
 
     Weight decay of 'sgd', 'radam' and 'adam' is added to the gradient (coupled L2, as the peers'
     optimisers do it); 'adamw' decouples it.
@@ -101,11 +139,13 @@ def make_optimizer(
     Args:
         name: one of `OPTIMISERS`; 'sgd' is Nesterov with `momentum`.
         learning_rate: initial rate.
-        epochs: length of the polynomial schedule.
+        epochs: length of the schedule.
         steps_per_epoch: optimiser steps in an epoch.
         weight_decay: coefficient.
         clip_norm: global gradient norm above which gradients are scaled down; 0 is off.
-        poly_power: exponent of the schedule.
+        schedule: 'poly' or 'cosine'.
+        poly_power: exponent of the former.
+        warmup_epochs: of the latter.
         momentum: of 'sgd'.
         betas: decay of the first and second moment of the others.
         frozen_epochs: epochs without updates for parameters below `backbone/`.
@@ -120,7 +160,16 @@ def make_optimizer(
     _validate(name, learning_rate, weight_decay, clip_norm, epochs, frozen_epochs)
     if not all(0 <= beta < 1 for beta in betas):
         raise UserError(f'betas must lie in [0, 1), got {tuple(betas)}')
-    schedule = poly_schedule(learning_rate, epochs, steps_per_epoch, poly_power)
+    if schedule not in SCHEDULES:
+        raise UserError(f'unknown schedule {schedule!r}: choose from {", ".join(SCHEDULES)}')
+    if not 0 <= warmup_epochs < epochs:
+        raise UserError(
+            f'warmup_epochs must lie in 0..epochs-1 ({epochs - 1}), got {warmup_epochs}'
+        )
+    if schedule == 'cosine':
+        rate = cosine_schedule(learning_rate, epochs, steps_per_epoch, warmup_epochs)
+    else:
+        rate = poly_schedule(learning_rate, epochs, steps_per_epoch, poly_power)
 
     def rule() -> optax.GradientTransformation:
         return _rule(name, weight_decay, momentum, betas)
@@ -135,8 +184,8 @@ def make_optimizer(
         parts.append(optax.partition({BACKBONE: backbone, 'rest': rule()}, label_by_root))
     else:
         parts.append(rule())
-    parts.append(optax.scale_by_learning_rate(schedule))
-    return optax.chain(*parts), schedule
+    parts.append(optax.scale_by_learning_rate(rate))
+    return optax.chain(*parts), rate
 
 
 def _rule(

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from launch import _cli
-from maxquery_jax.errors import UserError
+from maxquery_jax.errors import StoppedError, UserError
 
 
 def failing(error):
@@ -20,6 +20,7 @@ def failing(error):
     ('error', 'line'),
     [
         (UserError('scan.nii:\n  is bad'), 'error: scan.nii: is bad'),
+        (StoppedError('stopped at step 3'), 'error: stopped at step 3'),
         (OSError(errno.EACCES, os.strerror(errno.EACCES), '/data/scans'),
          'error: /data/scans: Permission denied; mend its permissions'),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/data/out'),

@@ -9,7 +9,7 @@ one table each; with the same --workdir they use the same runs.
 from typing import Any
 
 from configs import maxquery
-from configs.studies import paper
+from configs.studies import common, paper
 
 get_config = maxquery.get_config
 
@@ -51,17 +51,8 @@ def get_study() -> dict[str, Any]:
 
 def make_study(name: str, tables: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     """A study of some of the tables, with the variants that they need."""
-    needed = {row['variant'] for table in tables for row in table['rows']}
-    while missing := {_VARIANTS[v].get('share', v) for v in needed} - needed:
-        needed |= missing
-    return {
-        'name': name,
-        'title': 'MaxQuery on PhantomCT, demo scale',
-        'base': _BASE,
-        'seeds': _SEEDS,
-        'variants': {v: fields for v, fields in _VARIANTS.items() if v in needed},
-        'tables': tables,
-    }
+    title = 'MaxQuery on PhantomCT, demo scale'
+    return common.make_study(name, tables, _VARIANTS, title=title, base=_BASE, seeds=_SEEDS)
 
 
 def table1() -> dict[str, Any]:

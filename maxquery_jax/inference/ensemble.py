@@ -23,6 +23,7 @@ _SHARED = {
     'channels': 'channels',
     'labels': 'labels',
     'label_map': 'label map',
+    'is_nested': 'way to decide classes (a ZePT and another model do not mix)',
 }
 
 
@@ -106,6 +107,8 @@ def combine(members: Sequence[LoadedModel]) -> Ensemble:
         description=f'mean of {len(members)}: ' + ', '.join(m.description for m in members),
         params_sha256=digest.hexdigest(),
         store=stores.pop() if len(stores) == 1 else '',
+        is_nested=first.is_nested,
+        texts=first.texts,
         members=tuple(members),
     )
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 _RESAMPLED_SLICES, _RESAMPLING_COPIES = 32, 6
 MEASURED_VOXELS = 2**19  # volumes and lesions are counted in slabs of about this many voxels
 _PIECE_BYTES = 96 * 10**6  # what counting (80 bytes a voxel of a slab) and writing work on
+# Components and their numbers, and a few masks, of all voxels at worst.
+_POSTPROCESS_BYTES = 20
 # glibc returns freed blocks above 32 MiB at once; of smaller ones it keeps some per thread. At most
 # 9 results of the network were seen kept.
 _KEPT_BLOCKS, _LARGEST_KEPT = 12, 2**25
@@ -64,10 +66,11 @@ def estimate_memory(
     baseline_bytes: int = 0,
     batch_size: int = 1,
     is_sheared: bool = False,
+    is_postprocessed: bool = False,
 ) -> MemoryEstimate:
     """Bounds the memory of one case.
 
-    With V = voxels of the scan, v = voxels on the model's grid, P channels, K classes, S scores,
+    With V = voxels of the scan, v = voxels on the model's grid, P channels, K logits, S scores,
     i = bytes per stored voxel and (d, H, W) = patch depth, height and width of the model's grid:
 
         read    i V + 2 V + 2 P v + t                    file, int16 HU, model's grid: as needed
@@ -78,7 +81,7 @@ def estimate_memory(
         total   baseline + max(read, window, export)
 
     t = 24 bytes x 32 slices (of the finer grid) x the larger plane, for resampling. A sheared scan
-    adds copies.
+    adds copies. Post-processing comes before the export and takes (1 + 2 S + 20) v.
     m = 96 MB for the pieces on which counting and writing work.
     a = 12 x the result of a call if that is below 34 MB, else 0: freed blocks that the C library
     keeps.
@@ -90,7 +93,7 @@ def estimate_memory(
         shape: (D, H, W) of the scan.
         model_shape: (D, H, W) of the scan on the model's grid.
         patch_size: (D, H, W) of a tile.
-        num_classes: K.
+        num_classes: K, classes or, where masks are nested, labels.
         num_scores: S.
         num_channels: P.
         itemsize: bytes per voxel of the array that reading a file gives.
@@ -99,6 +102,7 @@ def estimate_memory(
         baseline_bytes: resident memory of the process before the case.
         batch_size: b.
         is_sheared: whether the scan's axes are not at right angles.
+        is_postprocessed: whether the mask is cleaned (`inference.postprocess`).
     """
     voxels, model_voxels = math.prod(shape), math.prod(model_shape)
     outputs = 1 + 2 * num_scores
@@ -120,6 +124,8 @@ def estimate_memory(
     export += _PIECE_BYTES
     if is_sheared:
         export += (outputs + 8) * voxels
+    if is_postprocessed:
+        export = max(export, (outputs + _POSTPROCESS_BYTES) * model_voxels)
     return MemoryEstimate(baseline_bytes, read, window, slab, network_bytes, export)
 
 

@@ -18,12 +18,23 @@ from maxquery_jax.augment.intensity import normalise_intensity
 from maxquery_jax.baselines import mc_dropout
 from maxquery_jax.baselines.synthcp.model import synthcp_score
 from maxquery_jax.errors import UserError
+from maxquery_jax.inference.decision import (
+    Decision,
+    NestedDecision,
+    is_predicted,
+    largest_logit,
+    mark_predicted,
+)
 from maxquery_jax.inference.sml_fit import make_sml_score
 from maxquery_jax.inference.tile_program import Forward, TileProgram
+from maxquery_jax.inference.zept_forward import ZePTQueries, make_zept_forward, zept_scores
+from maxquery_jax.models.build import ZEPT_STAGES
 from maxquery_jax.models.maxquery import anomaly_map
 from maxquery_jax.ops.anomaly import SCORES
 from maxquery_jax.train.checkpoint import load_params
+from maxquery_jax.train.query_table import build_query_table
 from maxquery_jax.train.stage import make_model
+from maxquery_jax.train.zept_stage import KNOWLEDGE_FILE, has_query_table
 from maxquery_jax.typing import Array, Config, PyTree, SegmentationOutputs
 
 _GROUPS = {'background': 0, 'organ': 1, 'tumour': 2}
@@ -35,14 +46,16 @@ class LoadedModel:
     """Everything prediction needs.
 
     Attributes:
-        forward: (params, raw tiles [b, *patch_size, P]) to (seg_logits [b, *patch_size, K]
-            float32, scores name to [b, *patch_size] float32); pure, normalises by itself.
+        forward: (params, raw tiles [b, *patch_size, P]) to (seg_logits [b, *patch_size, C]
+            float32, scores name to [b, *patch_size] float32); pure, normalises by itself. C is K,
+            or the number of labels of a nested model.
         params: parameter tree.
         patch_size: (D, H, W) voxels of a tile.
         spacing_mm: (z, y, x) voxel size the network was trained at, mm.
         channels: names of the P input channels, in order.
         intensity: 'lower', 'upper', 'shift', 'scale': P floats each, HU.
-        labels: records {id, name, role} of all store ids; ids >= K are never predicted.
+        labels: records {id, name, role} of all store ids; ids >= K are predicted where they say
+            so (`decision.is_predicted`).
         label_map: raw label id (string) to store id.
         score_names: anomaly scores that it has; the first is the default. `forward` returns all but
             those of `fitted_scores`.
@@ -58,6 +71,10 @@ class LoadedModel:
             one network, as in an ensemble.
         query_groups: (N1, N2, N3) queries of background, organ and tumour; empty without queries.
         qd_weight: of the query-distribution loss that it was trained with.
+        is_nested: whether the classes are masks that hold each other (`decision.NestedDecision`)
+            with a channel per label, as ZePT's, or exclude each other.
+        zept: what the queries of a ZePT stand for, else None.
+        texts: class to the hash of its text, where tumours are found by texts (`zero_shot`).
     """
 
     forward: Forward
@@ -81,12 +98,20 @@ class LoadedModel:
     network: nn.Module | None = None
     query_groups: tuple[int, ...] = ()
     qd_weight: float = 0.0
+    is_nested: bool = False
+    zept: ZePTQueries | None = None
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     _programs: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
     def known_labels(self) -> tuple[Mapping[str, Any], ...]:
-        """Records of the K classes the network predicts."""
+        """Records of the K classes the network learnt."""
         return tuple(label for label in self.labels if label['role'] != 'ood')
+
+    @property
+    def predicted_labels(self) -> tuple[Mapping[str, Any], ...]:
+        """Records of the classes it predicts, background and zero-shot classes included."""
+        return tuple(label for label in self.labels if is_predicted(label))
 
     @property
     def num_classes(self) -> int:
@@ -94,14 +119,31 @@ class LoadedModel:
         return len(self.known_labels)
 
     @property
+    def num_logits(self) -> int:
+        """C, channels of seg_logits."""
+        return len(self.labels) if self.is_nested else self.num_classes
+
+    @property
     def class_groups(self) -> tuple[int, ...]:
-        """Per class 0 background, 1 organ or 2 tumour."""
-        return tuple(_GROUPS[label['role']] for label in self.known_labels)
+        """Per id of a known or zero-shot class 0 background, 1 organ or 2 tumour."""
+        zero_shot = {label['id'] for label in self.predicted_labels if label['role'] == 'ood'}
+        last = max({self.num_classes - 1, *zero_shot})
+        groups = {label['id']: _GROUPS.get(label['role'], 0) for label in self.labels}
+        return tuple(2 if i in zero_shot else groups[i] for i in range(last + 1))
 
     @property
     def tumour_ids(self) -> tuple[int, ...]:
-        """Store ids of the known tumours."""
-        return tuple(label['id'] for label in self.known_labels if label['role'] == 'tumour')
+        """Store ids of the tumours it predicts, known and zero-shot."""
+        roles = ('tumour', 'ood')
+        return tuple(label['id'] for label in self.predicted_labels if label['role'] in roles)
+
+    @property
+    def decide(self) -> Decision:
+        """Turns averaged logits into classes."""
+        if not self.is_nested:
+            return largest_logit
+        organs = (label['id'] for label in self.predicted_labels if label['role'] == 'organ')
+        return NestedDecision(tuple(organs), self.tumour_ids)
 
     def choose_scores(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
         """Checks score names; None or empty means the model's default, 'all' every score.
@@ -213,12 +255,20 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
     labels = tuple(data['labels'])
     dz, dy, dx = data['spacing_mm']
     known = sum(label['role'] != 'ood' for label in labels)
+    zept = _zept_queries(cfg, objective, data, run_dir)
     model = make_model(cfg, objective, known, (dz, dy, dx))
-    passes = _dropout_passes(cfg, objective)
-    names = _score_names(objective, passes)
-    fitted = {'sml': make_sml_score} if objective != 'maxquery' and not passes else {}
+    if zept is None:
+        passes = _dropout_passes(cfg, objective)
+        names = _score_names(objective, passes)
+        forward = make_forward(model, data['intensity'], names, dropout_passes=passes)
+        fitted = {'sml': make_sml_score} if objective != 'maxquery' and not passes else {}
+    else:
+        number = ZEPT_STAGES.get(objective, 2)  # the Universal Model has all masks, as stage II
+        labels = mark_predicted(labels, zept.predicted_ids(number))
+        names, fitted = zept_scores(number, zept.table), {}
+        forward = make_zept_forward(model, data['intensity'], len(labels), zept.table, names)
     return LoadedModel(
-        forward=make_forward(model, data['intensity'], names, dropout_passes=passes),
+        forward=forward,
         params=jax.device_put(params),
         patch_size=(depth, height, width),
         spacing_mm=(dz, dy, dx),
@@ -237,7 +287,22 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
         network=model,
         query_groups=_query_groups(cfg, objective),
         qd_weight=float(config[stage].get('loss', {}).get('qd_weight', 0.0)),
+        is_nested=zept is not None,
+        zept=zept,
     )
+
+
+def _zept_queries(
+    cfg: Config, objective: str, data: Mapping[str, Any], run_dir: pathlib.Path
+) -> ZePTQueries | None:
+    """What the masks of a ZePT or Universal Model stand for, else None; texts are the run's."""
+    if not has_query_table(objective):
+        return None
+    options = cfg.model.zept
+    if (run_dir / KNOWLEDGE_FILE).is_file():
+        options.knowledge = str(run_dir / KNOWLEDGE_FILE)
+    table = build_query_table(options, data['labels'], data.get('contains', {}))
+    return ZePTQueries(table=table, knowledge=options.knowledge, similarity=options.alignment)
 
 
 def _data_of(run_dir: pathlib.Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

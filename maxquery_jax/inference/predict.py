@@ -27,8 +27,10 @@ from maxquery_jax.inference import memory
 from maxquery_jax.inference.cases import Case, PathLike, find_cases, find_split
 from maxquery_jax.inference.ensemble import run_splits, trained_cases
 from maxquery_jax.inference.model import LoadedModel, load_model
+from maxquery_jax.inference.postprocess import POSTPROCESSES, check_labels
 from maxquery_jax.inference.record import FORMAT, VERSION
 from maxquery_jax.inference.run_case import Settings, output_files, predict_case
+from maxquery_jax.inference.zero_shot import find_by_text
 from maxquery_jax.ops.anomaly import SCORES
 
 # Share of the machine's memory that a prediction may take unless --max_memory_gb says otherwise.
@@ -62,6 +64,9 @@ def predict(
     assume_orientation: str | None = None,
     series: str | None = None,
     output_types: Collection[str] = ('nifti',),
+    postprocess: str | None = None,
+    classes: Sequence[str] | None = None,
+    knowledge: PathLike | None = None,
 ) -> list[pathlib.Path]:
     """Predicts scans one after the other; a bad scan does not stop the others.
 
@@ -88,6 +93,10 @@ def predict(
             of the error, or the start of its UID.
         output_types: 'dicom_seg' adds the mask as DICOM-SEG; 'nifti' is always written, as
             evaluation reads it.
+        postprocess: 'zept' cleans the mask by the rules of `inference.postprocess`.
+        classes: tumours that a ZePT of stage II finds by their texts (Eq. 11) in place of those
+            that its queries were trained for, see `inference.zero_shot`.
+        knowledge: file of further texts for `classes`.
 
     Returns:
         The record (X.json) of every scan, skipped ones included.
@@ -97,6 +106,8 @@ def predict(
     """
     if not isinstance(model, LoadedModel):
         model = load_model(model)
+    if classes or knowledge:
+        model = find_by_text(model, classes or (), knowledge)
     settings = _check_settings(
         model,
         scores,
@@ -108,6 +119,7 @@ def predict(
         overwrite,
         ReadOptions(frozenset(allow), nan_policy, assume_orientation, series=series),
         output_types,
+        postprocess,
     )
     cases, folder = _find(model, source, output, split)
     records, failures = [], []
@@ -137,6 +149,7 @@ def _check_settings(
     overwrite: bool,
     reading: ReadOptions,
     output_types: Collection[str],
+    postprocess: str | None,
 ) -> Settings:
     """Checks the arguments of `predict` and fills in the defaults."""
     step_size = default_step_size() if step_size is None else step_size
@@ -149,6 +162,10 @@ def _check_settings(
     for name in output_types:
         if name not in OUTPUT_TYPES:
             raise UserError(f'--output_type={name}: choose from {", ".join(OUTPUT_TYPES)}')
+    if postprocess is not None:
+        if postprocess not in POSTPROCESSES:
+            raise UserError(f'--postprocess={postprocess}: choose from {", ".join(POSTPROCESSES)}')
+        check_labels(model.labels)
     limit = max_memory_gb * 1e9 if max_memory_gb else (memory.physical_bytes() or 0) * _MEMORY_SHARE
     return Settings(
         scores=model.choose_scores(scores),
@@ -160,6 +177,8 @@ def _check_settings(
         overwrite=overwrite,
         reading=reading,
         dicom_seg='dicom_seg' in output_types,
+        postprocess=postprocess,
+        texts=model.texts,
     )
 
 

@@ -47,7 +47,7 @@ def describe_case(
             scorer.update(part, scores[name][start:stop])
     cases = {name: scorer.result() for name, scorer in scorers.items()}
     voxels = scorers[primary].voxels
-    names = {record['id']: record['name'] for record in model.known_labels}
+    names = {record['id']: record['name'] for record in model.predicted_labels}
     return {
         'shape': list(label.shape),
         'spacing_mm': [_round(edge) for edge in grid.orientation.spacing_mm],

@@ -19,6 +19,7 @@ from maxquery_jax.inference import memory
 from maxquery_jax.inference.cases import Case
 from maxquery_jax.inference.dicom_seg import require_series, write_dicom_seg
 from maxquery_jax.inference.model import LoadedModel
+from maxquery_jax.inference.postprocess import postprocess_zept
 from maxquery_jax.inference.record import FORMAT, VERSION, describe_case
 from maxquery_jax.inference.scan import Grid, read_grid, read_scan, to_file_order, to_scan_grid
 from maxquery_jax.inference.sliding_window import TilePlan, plan_tiles, predict_volume
@@ -38,14 +39,18 @@ class Settings:
     overwrite: bool
     reading: ReadOptions
     dicom_seg: bool = False
+    postprocess: str | None = None
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def decisive(self) -> dict[str, Any]:
         """Those that change the result; they stand in the record."""
+        asked = {'postprocess': self.postprocess, 'texts': dict(self.texts)}
         return {
             'step_size': self.step_size,
             'mirror': self.mirror,
             'min_lesion_ml': self.min_lesion_ml,
+            **{name: value for name, value in asked.items() if value},
         }
 
 
@@ -91,6 +96,9 @@ def predict_case(
     label, scores = _run_network(model, image, plan, settings, progress)
     del image
     clock.lap('network_s')
+    if settings.postprocess:
+        label = postprocess_zept(label, model.labels, model.spacing_mm)
+        clock.lap('postprocess_s')
 
     label, scores = to_scan_grid(label, scores, grid, model.spacing_mm)
     clock.lap('resample_s')
@@ -130,9 +138,10 @@ def _run_network(
         image,
         lambda tiles: program(model.params, tiles),
         plan,
-        num_classes=model.num_classes,
+        num_classes=model.num_logits,
         score_names=settings.scores,
         lower=model.intensity['lower'],
+        decide=model.decide,
         batch_size=settings.batch_size,
         on_tiles=lambda tiles: progress.step(count=tiles),
     )
@@ -190,7 +199,7 @@ def _require_memory(
         grid.shape,
         model_shape=grid.model_shape,
         patch_size=model.patch_size,
-        num_classes=model.num_classes,
+        num_classes=model.num_logits,
         num_scores=len(settings.scores),
         num_channels=len(model.channels),
         itemsize=stored.itemsize if is_whole else 4,
@@ -199,6 +208,7 @@ def _require_memory(
         baseline_bytes=memory.resident_bytes(),
         batch_size=settings.batch_size,
         is_sheared=grid.orientation.is_sheared,
+        is_postprocessed=bool(settings.postprocess),
     )
     print(f'{title}: {" x ".join(map(str, grid.shape))} voxels, {estimate.describe()}', flush=True)
     limit = settings.max_memory_bytes

@@ -4,7 +4,7 @@ Tiles are visited by increasing z. Only one slab of accumulators, as deep as a p
 time: as soon as no later tile can touch a slice, the slice is reduced to a class (uint8) and to
 one float16 value per anomaly score, and leaves through the generator. Memory is therefore
 
-    4 * patch_depth * H * W * (K + S + 1) bytes  (K classes, S scores, 1 weight)
+    4 * patch_depth * H * W * (K + S + 1) bytes  (K channels of logits, S scores, 1 weight)
 
 and never grows with classes x volume.
 
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from maxquery_jax.inference.decision import Decision, largest_logit
 from maxquery_jax.inference.tile_program import gaussian_importance
 from maxquery_jax.typing import Array
 
@@ -61,7 +62,7 @@ class Slab:
 
     Attributes:
         start: first slice in the volume.
-        label: [d, H, W] uint8, the class with the largest mean logit.
+        label: [d, H, W] uint8 class, decided on the mean logits.
         scores: name to [d, H, W] float16 mean anomaly score.
     """
 
@@ -121,6 +122,7 @@ def predict_slabs(
     num_classes: int,
     score_names: Sequence[str],
     lower: Sequence[float],
+    decide: Decision = largest_logit,
     batch_size: int = 1,
     reuse_air: bool = True,
     on_tiles: Callable[[int], None] | None = None,
@@ -131,9 +133,10 @@ def predict_slabs(
         volume: [D, H, W, P] raw intensities; anything that can be sliced (array, memory map).
         tile_fn: raw tiles [b, *patch, P] to weighted [b, *patch, K + S], see `TileProgram`.
         plan: from `plan_tiles(volume.shape[:3], ...)`.
-        num_classes: K, at most 256.
+        num_classes: K channels of logits, at most 256.
         score_names: names of the last S channels.
         lower: P lower bounds of the intensity window; pads volumes smaller than the patch.
+        decide: turns logits into classes.
         batch_size: tiles per call of `tile_fn`; the last batch is padded, so that it is always
             the same compiled program.
         reuse_air: computes tiles that lie entirely at or below `lower` once. This is exact, not
@@ -161,7 +164,8 @@ def predict_slabs(
                 on_tiles(1)
         following = plan.starts[0][row + 1] if row + 1 < len(plan.starts[0]) else depth
         finished = following - z
-        slab = _reduce(total[:finished], total_weight[:finished], z, plan, num_classes, score_names)
+        parts = total[:finished], total_weight[:finished]
+        slab = _reduce(*parts, z, plan, num_classes, score_names, decide)
         if slab is not None:
             yield slab
         for i in range(patch[0]):  # slice by slice: an overlapping copy would double the memory
@@ -255,6 +259,7 @@ def _reduce(
     plan: TilePlan,
     num_classes: int,
     score_names: Sequence[str],
+    decide: Decision,
 ) -> Slab | None:
     """Reduces finished slices [d, H', W', K + S] to classes and scores, without the padding."""
     first = max(z, plan.margin[0])
@@ -272,7 +277,7 @@ def _reduce(
         if not np.isfinite(values.sum(dtype=np.float64)):
             where = first + i - plan.margin[0]
             raise FloatingPointError(f'the network returned NaN or infinity in slice {where}')
-        label[i] = values[..., :num_classes].argmax(-1)
+        label[i] = decide(values[..., :num_classes])
         for channel, name in enumerate(score_names, start=num_classes):
             mean = values[..., channel] / share
             scores[name][i] = np.clip(mean, -_FLOAT16_MAX, _FLOAT16_MAX)

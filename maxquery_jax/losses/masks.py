@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxquery_jax.losses.alignment import masked_cross_entropy
-from maxquery_jax.ops.targets import Parents, class_targets
+from maxquery_jax.ops.targets import Parents, target_masks
 from maxquery_jax.typing import Array
 
 _VOXELS = (2, 3, 4)
@@ -24,16 +24,13 @@ def query_targets(label: Array, parents: Parents, query_classes: Sequence[int]) 
 
     Args:
         label: [B, D, H, W] integer class, 0 to K - 1.
-        parents: of the K classes, see `class_targets`.
+        parents: of the K classes, see `ops.targets.class_targets`.
         query_classes: class of each of the N queries, `UNSEEN` for none.
 
     Returns:
         [B, N, D, H, W] bool; empty for an unseen class.
     """
-    targets = jnp.moveaxis(class_targets(label, parents), -1, 1)  # [B, K, D, H, W]
-    classes = np.asarray(query_classes)
-    seen = jnp.asarray(classes >= 0)[None, :, None, None, None]
-    return targets[:, np.maximum(classes, 0)] & seen
+    return target_masks(label, parents, query_classes)
 
 
 def supervised_queries(class_mask: Array, query_classes: Sequence[int]) -> Array:

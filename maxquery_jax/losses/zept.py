@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from maxquery_jax.losses.alignment import alignment_logits, alignment_loss
 from maxquery_jax.losses.masks import (
+    UNSEEN,
     class_embedding_loss,
     mask_losses,
     query_targets,
@@ -28,7 +30,7 @@ def zept_objective(
     align_unseen: bool = False,
     similarity: str = 'cosine',
     dice_weight: float = 1.0,
-    bce_weight: float = 1.0,
+    ce_weight: float = 1.0,
     class_weight: float = 1.0,
     alignment_weight: float = 1.0,
 ) -> tuple[Array, dict[str, Array]]:
@@ -52,7 +54,7 @@ def zept_objective(
             no annotation). By default only annotated classes are.
         similarity: see `alignment_logits`.
         dice_weight: of the Dice loss.
-        bce_weight: of the masks' binary cross-entropy.
+        ce_weight: of the masks' binary cross-entropy.
         class_weight: of the class embeddings' cross-entropy.
         alignment_weight: of the alignment.
 
@@ -68,11 +70,12 @@ def zept_objective(
     if class_mask is None:
         class_mask = jnp.ones((label.shape[0], len(parents)), bool)
     counted = supervised_queries(class_mask, classes)
-    targets = query_targets(label, parents, classes)
-    dice, bce = mask_losses(outputs.mask_logits, targets, counted)
+    seen = np.flatnonzero(np.asarray(classes) != UNSEEN)  # the masks of others count nowhere
+    targets = query_targets(label, parents, [classes[query] for query in seen])
+    dice, bce = mask_losses(outputs.mask_logits[:, seen], targets, counted[:, seen])
     num_organs = outputs.class_logits.shape[1]
     classification = class_embedding_loss(outputs.class_logits, counted[:, :num_organs])
-    loss = dice_weight * dice + bce_weight * bce + class_weight * classification
+    loss = dice_weight * dice + ce_weight * bce + class_weight * classification
     metrics = {'dice': dice, 'ce': bce, 'class': classification}
     if outputs.knowledge_queries is not None:
         if knowledge is None:

@@ -1,5 +1,6 @@
 """`build_model(config.model, ...)`: the only reader of the model's configuration."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from maxquery_jax.baselines.synthcp.model import SynthCP
 from maxquery_jax.baselines.synthcp.networks import Discriminator, Generator
+from maxquery_jax.baselines.universal import TextVectors, UniversalModel
 from maxquery_jax.errors import UserError
 from maxquery_jax.models.backbones.interface import Backbone
 from maxquery_jax.models.backbones.swin_transformer import MERGING_ORDERS
@@ -17,9 +19,12 @@ from maxquery_jax.models.backbones.unet import UNet
 from maxquery_jax.models.kmax_decoder import DecoderOptions
 from maxquery_jax.models.maxquery import MaxQuery
 from maxquery_jax.models.segmenter import Segmenter
+from maxquery_jax.models.zept import ZePT
+from maxquery_jax.models.zept_decoders import ZePTOptions
 
 BACKBONES = ('unet', 'swin_unetr', 'transunet')
-OBJECTIVES = ('segmentation', 'maxquery', 'synthcp')
+ZEPT_STAGES = {'zept_stage1': 1, 'zept_stage2': 2}
+OBJECTIVES = ('segmentation', 'maxquery', 'synthcp', 'universal', *ZEPT_STAGES)
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -31,6 +36,7 @@ def build_model(
     spacing_mm: tuple[float, float, float],
     objective: str,
     conv_form: str = 'plain',
+    zept: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Builds the model that a stage trains.
 
@@ -39,12 +45,16 @@ def build_model(
         num_classes: K, background included.
         patch_size: voxels (z, y, x), from which the backbone's topology is planned.
         spacing_mm: voxel size (z, y, x) in mm.
-        objective: 'segmentation' for the backbone with segmentation heads, 'maxquery', or
-            'synthcp' for the first with a generator and a discriminator beside it.
+        objective: 'segmentation' for the backbone with segmentation heads, 'maxquery',
+            'synthcp' for the first with a generator and a discriminator beside it, 'universal',
+            or a stage of ZePT.
         conv_form: formulation of the convolutions, see `ops.conv`.
+        zept: what names and texts decide in ZePT and in the Universal Model: `num_fundamental`,
+            `hosts` (one entry per advanced query) and `texts` (a vector per query).
 
     Returns:
-        `Segmenter`, `MaxQuery` or `SynthCP`; all hold the same backbone, named 'backbone'.
+        `Segmenter`, `MaxQuery`, `SynthCP`, `UniversalModel` or `ZePT`; all hold the same backbone,
+        named 'backbone'.
 
     Raises:
         UserError: a field that is unknown, inconsistent, or does not fit the patch.
@@ -63,6 +73,11 @@ def build_model(
         conv_form=conv_form,
         dtype=DTYPES[cfg.dtype],
     )
+    if objective in ZEPT_STAGES:
+        return _build_zept(cfg, backbone, ZEPT_STAGES[objective], zept or {})
+    if objective == 'universal':
+        texts = TextVectors((zept or {})['texts'])
+        return UniversalModel(backbone=backbone, text=texts, dtype=DTYPES[cfg.dtype])
     if objective != 'maxquery':
         segmenter = Segmenter(
             backbone=backbone,
@@ -97,6 +112,33 @@ def _build_maxquery(cfg: Any, backbone: Any, num_classes: int, patch_size: Tripl
         deep_supervision=decoder.deep_supervision,
         pixel_stride=tuple(decoder.pixel_stride),
     )
+
+
+def _build_zept(cfg: Any, backbone: Any, stage: int, sizes: Mapping[str, Any]) -> ZePT:
+    where, strides = 'model.zept', tuple(cfg.zept.output_strides)
+    named = ('organs', 'tumours', 'knowledge')
+    fields = {name: value for name, value in cfg.zept.items() if name not in named}
+    _check_strides(strides, backbone, where)
+    try:
+        options = ZePTOptions(
+            **{**fields, 'output_strides': strides},
+            num_fundamental=sizes['num_fundamental'],
+            num_advanced=len(sizes['hosts']),
+            text_dim=sizes['texts'].shape[1],
+            dtype=DTYPES[cfg.dtype],
+        )
+    except ValueError as error:
+        raise UserError(f'{where}: {error}') from error
+    for name in ('query_dim', 'refine_dim', 'num_heads', 'mlp_ratio'):
+        if cfg.zept[name] < 1:
+            raise UserError(f'{where}.{name} {cfg.zept[name]} must be positive')
+    _check_heads(f'{where}.num_heads', options.num_heads, options.refine_dim)
+    for stride in strides:
+        width = backbone.encoder_widths[stride]
+        _check_heads(f'{where}.num_heads (stride {stride})', options.num_heads, width)
+    if options.temperature <= 0:
+        raise UserError(f'{where}.temperature {options.temperature} must be positive')
+    return ZePT(backbone=backbone, options=options, stage=stage, hosts=sizes['hosts'])
 
 
 def _build_synthcp(
@@ -236,7 +278,7 @@ def _check_decoder(decoder: Any, backbone: Backbone, patch_size: Triple) -> None
             f'{where}.query_groups {groups} must be three positive counts (background, organ, '
             f'tumour) that add up to num_queries {decoder.num_queries}'
         )
-    _check_strides(tuple(decoder.output_strides), backbone)
+    _check_strides(tuple(decoder.output_strides), backbone, where)
     if decoder.num_heads < 1 or decoder.query_dim % (2 * decoder.num_heads):
         raise UserError(
             f'{where}.query_dim {decoder.query_dim} must be a multiple of 2 x num_heads '
@@ -259,12 +301,12 @@ def _check_decoder(decoder: Any, backbone: Backbone, patch_size: Triple) -> None
     _check_choice(f'{where}.pixel_norm', pixel_norm, ('instance', 'l2'))
 
 
-def _check_strides(strides: tuple[int, ...], backbone: Backbone) -> None:
-    available = sorted(set(backbone.output_strides), reverse=True)
+def _check_strides(strides: tuple[int, ...], backbone: Backbone, where: str) -> None:
+    available = sorted(backbone.encoder_widths, reverse=True)
     missing = [s for s in strides if s not in available]
     if missing or not strides:
         raise UserError(
-            f'model.decoder.output_strides {strides}: the backbone has no features of stride '
+            f'{where}.output_strides {strides}: the backbone has no features of stride '
             f'{", ".join(map(str, missing)) or "()"}; for this patch and spacing there are '
             f'{", ".join(map(str, available))}'
         )

@@ -1,5 +1,8 @@
 """ZePT: a backbone, fundamental queries for organs, advanced queries for tumours (ZePT Sec. 3)."""
 
+import math
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -112,7 +115,7 @@ class ZePT(nn.Module, kw_only=True):
         )
         if self.stage == 1:
             return ZePTOutputs(
-                mask_logits=mask_logits(mask_head(states[-1]), features.full),
+                mask_logits=self._masks(mask_head(states[-1]), features.full),
                 class_logits=class_head(states[-1]),
                 num_fundamental=options.num_fundamental,
             )
@@ -127,7 +130,7 @@ class ZePT(nn.Module, kw_only=True):
         embeddings = jnp.concatenate([mask_head(organs), advanced_head(tumours)], axis=1)
         knowledge, temperature = self._knowledge(both)
         return ZePTOutputs(
-            mask_logits=self._bias(mask_logits(embeddings, features.full)),
+            mask_logits=self._bias(self._masks(embeddings, features.full)),
             class_logits=class_head(organs),
             knowledge_queries=knowledge,
             temperature=temperature,
@@ -193,6 +196,16 @@ class ZePT(nn.Module, kw_only=True):
             projected = LayerNorm(name='knowledge_norm')(projected)
         temperature = positive_parameter(self, 'temperature', options.temperature)
         return projected.astype(jnp.float32), temperature
+
+    def _masks(self, embeddings: Array, full: Array) -> Array:
+        """Mask logits, shifted to the prior by a learned scalar where there is one."""
+        logits, prior = mask_logits(embeddings, full), self.options.mask_prior
+        if prior == 0.5:
+            return logits
+        init = nn.initializers.constant(math.log(prior / (1 - prior)))
+        boxed = nn.with_logical_partitioning(init, (axes.NORM,))
+        shift: Any = self.param('mask_shift', boxed, (1,), jnp.float32)
+        return logits + shift[0]
 
     def _bias(self, logits: Array) -> Array:
         if not self.options.anomaly_logit_bias:

@@ -105,11 +105,13 @@ class GroupingBlock(nn.Module, kw_only=True):
 
     Attributes:
         hard: whether a voxel belongs to one query (straight-through) or is shared out softly.
+        learn_temperature: whether the temperature is learned or stays one.
         mlp_ratio: hidden width over the query width.
         dtype: compute dtype; the assignment is float32.
     """
 
     hard: bool = True
+    learn_temperature: bool = True
     mlp_ratio: int = 4
     dtype: Dtype = jnp.float32
 
@@ -136,9 +138,10 @@ class GroupingBlock(nn.Module, kw_only=True):
             linear('key', features),
             preferred_element_type=jnp.float32,
         )
+        learned = self.learn_temperature
         assignment = grouping.assign(
             similarity * width**-0.5,
-            temperature=positive_parameter(self, 'temperature', 1.0),
+            temperature=positive_parameter(self, 'temperature', 1.0) if learned else 1.0,
             key=self.make_rng('dropout') if train else None,
             hard=self.hard,
         )
@@ -183,6 +186,51 @@ class SelfAttentionBlock(nn.Module, kw_only=True):
             name='mlp',
         )
         return LayerNorm(name='mlp_norm')(queries + mlp(queries).astype(jnp.float32))
+
+
+class GroupViTBlock(nn.Module, kw_only=True):
+    """Grouping after GroupViT (Xu et al., CVPR 2022), the alternative to OFG of ZePT Tab. 12.
+
+    Tokens attend to one another; then every voxel joins the token it is most similar to
+    (Gumbel-softmax over the tokens, straight-through), and the mean of a token's voxels is added
+    to it.
+
+    Differs from OFG (`SoftCrossAttentionBlock`, then `GroupingBlock`) in two things alone, with
+    equally many parameters but for the temperature:
+
+    1. No soft cross-attention comes before the assignment: self-attention among the tokens takes
+       its place. A token so is a mere centre: of a block's voxels it sees those assigned to it.
+       ZePT says that GroupViT "generates a set of queries as clustering centers and clusters
+       pixels with similar semantics", a "bottom-up clustering approach based on pixel semantics"
+       (Sec. 6.4.4), and that OFG's soft attention, "prior to the hard assignment of local
+       features, endows the queries with a global receptive field" (Sec. 6.4.6).
+    2. The temperature of the Gumbel-softmax is one; OFG's is "a learnable coefficient" (Eq. 3).
+
+    The assignment itself (Eq. 3 to 6) is GroupViT's own and is shared.
+
+    Unspecified in the paper: how GroupViT was fitted into ZePT. Its code, unlike its paper, has a
+    soft cross-attention before the assignment as well, and a ZePT with that would be the released
+    OFG. Deviation from GroupViT: tokens attend to tokens, not to the voxels (attention among all
+    voxels is quadratic in their number), there are as many tokens after a block as before, and a
+    block groups the voxels of its own scale, not the groups of the block before.
+
+    Attributes:
+        num_heads: of the self-attention.
+        mlp_ratio: hidden width over the query width.
+        dtype: compute dtype; the assignment is float32.
+    """
+
+    num_heads: int = 8
+    mlp_ratio: int = 4
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, queries: Array, features: Array, *, train: bool = False) -> Array:
+        """Updates queries [B, N, C] from features [B, L, C'], see `GroupingBlock`."""
+        sizes = {'mlp_ratio': self.mlp_ratio, 'dtype': self.dtype}
+        attend = SelfAttentionBlock(num_heads=self.num_heads, **sizes, name='self')
+        group = GroupingBlock(learn_temperature=False, **sizes, name='grouping')
+        return group(attend(queries), features, train=train)
 
 
 class MaskedAttentionBlock(nn.Module, kw_only=True):

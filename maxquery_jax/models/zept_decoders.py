@@ -12,6 +12,7 @@ from maxquery_jax.models.attention import Dtype, gelu
 from maxquery_jax.models.layers import Dense, LayerNorm
 from maxquery_jax.models.zept_blocks import (
     GroupingBlock,
+    GroupViTBlock,
     MaskedAttentionBlock,
     SelfAttentionBlock,
     SoftCrossAttentionBlock,
@@ -20,6 +21,7 @@ from maxquery_jax.ops.prompts import attention_bias
 from maxquery_jax.typing import Array
 
 PROMPT_SOURCES = ('encoder', 'decoder', 'mask')
+GROUPINGS = ('hard', 'soft', 'groupvit')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,9 @@ class ZePTOptions:
         num_heads: of every attention; divides all widths.
         mlp_ratio: hidden width of the feed-forward parts over the query width.
         text_dim: width of the text embeddings.
+        mask_prior: probability that all masks start at. Unspecified in the paper; other than 0.5 a
+            learned scalar is added to the logits, so that few steps need not be spent on learning
+            that most voxels are in no mask. Anomaly maps rank the same.
         threshold: of the normalised anomaly maps (Eq. 8).
         box_margin: voxels by which box prompts are relaxed (Tab. 5).
         prompt_source: what the fundamental queries are compared with for Eq. 7: 'encoder' features
@@ -44,7 +49,8 @@ class ZePTOptions:
         advanced_init: 'zeros' as in the paper or 'normal' as in the released code.
         ofg: object-aware feature grouping; without it, self-attention among the queries takes its
             place (MaskFormer's decoder; Tab. 4).
-        grouping: 'hard' or 'soft' assignment of voxels to queries.
+        grouping: 'hard' or 'soft' assignment of voxels to queries; or 'groupvit', see
+            `GroupViTBlock` (Tab. 12).
         qrd: the query refinement decoder; without it, all queries are one set that the same blocks
             update without prompts (Tab. 4).
         pma: prompt-based masked attention; without it, all voxels are attended to and the
@@ -67,6 +73,7 @@ class ZePTOptions:
     num_heads: int = 8
     mlp_ratio: int = 4
     text_dim: int = 768
+    mask_prior: float = 0.5
     threshold: float = 0.5
     box_margin: float = 5.0
     prompt_source: str = 'encoder'
@@ -86,12 +93,14 @@ class ZePTOptions:
         choices = {
             'prompt_source': PROMPT_SOURCES,
             'advanced_init': ('zeros', 'normal'),
-            'grouping': ('hard', 'soft'),
+            'grouping': GROUPINGS,
             'alignment': ('cosine', 'dot'),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+        if not 0 < self.mask_prior < 1:
+            raise ValueError(f'mask_prior must lie in (0, 1), got {self.mask_prior}')
 
 
 def initial_queries(module: nn.Module, shape: tuple[int, int], batch: int, init: Any) -> Array:
@@ -109,6 +118,8 @@ def flatten_voxels(features: Array) -> Array:
 class FundamentalBlock(nn.Module, kw_only=True):
     """Queries to the width of the features, soft cross-attention, grouping (ZePT Eq. 1 to 6).
 
+    With `grouping='groupvit'`, a `GroupViTBlock` takes the place of both.
+
     Attributes:
         options: of the model.
     """
@@ -124,6 +135,9 @@ class FundamentalBlock(nn.Module, kw_only=True):
         queries = LayerNorm(name='query_norm')(gelu(linear(queries)))
         features = flatten_voxels(features)
         features = LayerNorm(dtype=options.dtype, name='feature_norm')(features)
+        if options.ofg and options.grouping == 'groupvit':
+            cluster = GroupViTBlock(num_heads=options.num_heads, **sizes, name='groupvit')
+            return cluster(queries, features, train=train)
         attend = SoftCrossAttentionBlock(num_heads=options.num_heads, **sizes, name='soft')
         queries = attend(queries, features)
         if options.ofg:

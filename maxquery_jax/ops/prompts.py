@@ -142,6 +142,36 @@ def boxes_from_mask(mask: np.ndarray, max_boxes: int) -> np.ndarray:
     return boxes
 
 
+def boxes_from_labels(label: Array, classes: Sequence[int]) -> Array:
+    """Bounding box of each class in each patch; on the device, of fixed shape.
+
+    Where `boxes_from_mask` boxes every lesion, here all lesions of a class share one box.
+
+    Args:
+        label: [B, D, H, W] integer class.
+        classes: the M ids to box, such as those of the advanced queries; a negative one stands for
+            no class.
+
+    Returns:
+        [B, M, 6] int32 boxes for `rasterise_boxes`, in the order of the classes; zeros for a class
+        that the patch does not show.
+    """
+    ids = np.asarray(classes, np.int32)
+    valid = jnp.asarray(ids >= 0)[None, :, None, None, None]
+    wanted = jnp.asarray(ids)[None, :, None, None, None]
+    mask = (label.astype(jnp.int32)[:, None] == wanted) & valid  # [B, M, D, H, W]
+    lows, highs = [], []
+    for axis in (2, 3, 4):
+        others = tuple(a for a in (2, 3, 4) if a != axis)
+        shown = jnp.any(mask, axis=others)  # [B, M, size]
+        size = shown.shape[-1]
+        low, after = jnp.argmax(shown, axis=-1), jnp.argmax(shown[..., ::-1], axis=-1)
+        is_shown = jnp.any(shown, axis=-1)
+        lows.append(jnp.where(is_shown, low, 0))
+        highs.append(jnp.where(is_shown, size - after, 0))
+    return jnp.stack([*lows, *highs], axis=-1).astype(jnp.int32)
+
+
 def anomaly_logit_bias(
     organ_logits: Array, tumour_logits: Array, hosts: Sequence[Sequence[int]]
 ) -> tuple[Array, Array]:

@@ -8,10 +8,14 @@ masks back.
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 
 from maxquery_jax.typing import Array
 
 Parents = Sequence[int | Sequence[int]]
+
+
+_NO_CLASS = -1
 
 
 def class_targets(label: Array, parents: Parents) -> Array:
@@ -32,16 +36,42 @@ def class_targets(label: Array, parents: Parents) -> Array:
     Raises:
         ValueError: if a parent is not one of the K classes or a class is its own parent.
     """
+    return jnp.moveaxis(target_masks(label, parents, range(len(parents))), 1, -1)
+
+
+def target_masks(label: Array, parents: Parents, classes: Sequence[int]) -> Array:
+    """The masks of some classes, see `class_targets`, beside each other.
+
+    Args:
+        label: [B, D, H, W] integer class.
+        parents: of the K classes.
+        classes: N of them, in any order; a negative one has an empty mask.
+
+    Returns:
+        [B, N, D, H, W] bool.
+
+    Raises:
+        ValueError: as `class_targets`.
+    """
     sides = [_as_tuple(parent) for parent in parents]
     for child, organs in enumerate(sides):
         if not all(0 <= organ < len(sides) and organ != child for organ in organs):
             raise ValueError(f'class {child} has parents {organs} of {len(sides)} classes')
-    masks = [label == k for k in range(len(sides))]
-    whole = list(masks)
-    for child, organs in enumerate(sides):
-        for organ, inside in zip(organs, _share(masks, child, organs), strict=True):
-            whole[organ] = whole[organ] | inside
-    return jnp.stack(whole, axis=-1)
+    members = [
+        [k, *(child for child, organs in enumerate(sides) if organs == (k,))] if k >= 0 else []
+        for k in classes
+    ]
+    width = max((len(ids) for ids in members), default=0)
+    ids = np.full((len(members), width), _NO_CLASS)
+    for row, own in enumerate(members):
+        ids[row, : len(own)] = own
+    # One comparison with a table: a mask for each class by itself takes XLA minutes to compile.
+    own = jnp.where(label >= 0, label, len(sides))[:, None, None]
+    masks = jnp.any(own == ids[None, :, :, None, None, None], axis=2)
+    if all(len(organs) < 2 for organs in sides):
+        return masks
+    wanted = np.asarray([k if k >= 0 else len(sides) for k in classes])
+    return masks | (_side(label, sides)[:, None] == wanted[None, :, None, None, None])
 
 
 def _as_tuple(parent: int | Sequence[int]) -> tuple[int, ...]:
@@ -50,14 +80,19 @@ def _as_tuple(parent: int | Sequence[int]) -> tuple[int, ...]:
     return () if parent < 0 else (int(parent),)
 
 
-def _share(masks: Sequence[Array], child: int, organs: Sequence[int]) -> list[Array]:
-    """The part of a class's mask that lies in each of its possible organs."""
-    if len(organs) < 2:
-        return [masks[child]] * len(organs)
-    distances = jnp.stack([_distance_to_centre(masks[organ]) for organ in organs])
-    nearest = jnp.argmin(distances, axis=0)
-    is_shown = jnp.isfinite(distances).any(axis=0)
-    return [masks[child] & is_shown & (nearest == side) for side in range(len(organs))]
+def _side(label: Array, sides: Sequence[tuple[int, ...]]) -> Array:
+    """[B, D, H, W] the organ of every voxel of a class that may lie in several; else none."""
+    side = jnp.full(label.shape, _NO_CLASS)
+    found: dict[tuple[int, ...], Array] = {}
+    for child, organs in enumerate(sides):
+        if len(organs) < 2:
+            continue
+        if organs not in found:
+            distances = jnp.stack([_distance_to_centre(label == organ) for organ in organs])
+            nearest = jnp.asarray(organs)[jnp.argmin(distances, axis=0)]
+            found[organs] = jnp.where(jnp.isfinite(distances).any(axis=0), nearest, _NO_CLASS)
+        side = jnp.where(label == child, found[organs], side)
+    return side
 
 
 def _distance_to_centre(mask: Array) -> Array:

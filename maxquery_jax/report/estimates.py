@@ -28,7 +28,11 @@ Estimator = Callable[..., list[Estimate]]
 
 Estimates = dict[str, Estimate]
 
+Columns = tuple[Statistic, np.ndarray]
+"""A metric as a function of case weights [R, n] giving [R, K], and [n, K] which cases take part."""
+
 _UNDEFINED = Estimate(math.nan, math.nan, math.nan, 0)
+_KNOWN = ('organ', 'tumour')
 
 
 def estimate_all(
@@ -55,6 +59,8 @@ def estimate_all(
     for metric in SURFACE_SUMMARIES:
         estimates |= surface_estimates(inliers, table, metric, estimate)
     estimates |= lesion_estimates(inliers, unknown, table, estimate)
+    if table.zero_shot_ids:
+        estimates |= zero_shot_estimates(cases, table, estimate)
     for score in scores:
         estimates |= voxel_estimates(cases, score, estimate)
     for score in scores:
@@ -65,15 +71,15 @@ def estimate_all(
 def dice_estimates(
     cases: Sequence[CaseMeasurement], table: LabelTable, estimate: Estimator
 ) -> Estimates:
-    """Dice per class, its mean over organs and over tumour types, and of any tumour."""
+    """Dice per known class, its mean over organs and over tumour types, and of any tumour."""
     result: Estimates = {}
-    counts, tumour = [case.dice for case in cases], [case.tumour_dice for case in cases]
+    tumour = [case.tumour_dice for case in cases]
     for summary in SUMMARIES:
-        columns = _dice_columns(counts, summary) if cases else None
-        result |= _class_estimates('dice', summary, columns, table, estimate)
-        key = f'dice_any/tumour/{summary}'
-        if cases:
-            statistic, defined = _dice_columns(tumour, summary)
+        columns = _dice_columns([case.dice for case in cases], summary)
+        result |= _class_estimates('dice', summary, columns, table, _KNOWN, estimate)
+        key, columns = f'dice_any/tumour/{summary}', _dice_columns(tumour, summary)
+        if columns is not None:
+            statistic, defined = columns
             result[key] = estimate(statistic, len(cases), counted=defined.sum(axis=0))[0]
         else:
             result[key] = _UNDEFINED
@@ -83,17 +89,29 @@ def dice_estimates(
 def surface_estimates(
     cases: Sequence[CaseMeasurement], table: LabelTable, metric: str, estimate: Estimator
 ) -> Estimates:
-    """NSD or HD95 per class and its mean over organs and over tumour types."""
+    """NSD or HD95 per known class and its mean over organs and over tumour types."""
     result: Estimates = {}
     for summary in SURFACE_SUMMARIES[metric]:
-        columns = None
-        if cases:
-            name = {'nsd': 'nsd', 'hd95': 'hd95_mm'}[metric]
-            values = np.stack([getattr(case.surfaces, name) for case in cases])
-            if summary == 'present_mean':
-                values = np.where([case.dice.truth > 0 for case in cases], values, np.nan)
-            columns = mean_statistic(values), np.isfinite(values)
-        result |= _class_estimates(metric, summary, columns, table, estimate)
+        columns = _surface_columns(cases, metric, summary)
+        result |= _class_estimates(metric, summary, columns, table, _KNOWN, estimate)
+    return result
+
+
+def zero_shot_estimates(
+    cases: Sequence[CaseMeasurement], table: LabelTable, estimate: Estimator
+) -> Estimates:
+    """Dice, NSD and HD95 of the OOD classes that are predicted, and their means over classes.
+
+    They are over all cases, since a model that names such a class can be wrong about it anywhere.
+    """
+    result: Estimates = {}
+    for summary in SUMMARIES:
+        columns = _dice_columns([case.dice for case in cases], summary)
+        result |= _class_estimates('dice', summary, columns, table, ('ood',), estimate)
+    for metric, summaries in SURFACE_SUMMARIES.items():
+        for summary in summaries:
+            columns = _surface_columns(cases, metric, summary)
+            result |= _class_estimates(metric, summary, columns, table, ('ood',), estimate)
     return result
 
 
@@ -105,18 +123,24 @@ def lesion_estimates(
 ) -> Estimates:
     """Lesion rates: known tumours over inlier cases, OOD lesions over OOD cases.
 
-    OOD lesions cannot be called by their name, so of them there is only the sensitivity to any
-    tumour.
+    OOD lesions that cannot be called by their name have the sensitivity to any tumour only;
+    zero-shot classes have every rate, over all cases.
     """
     tumours = [table.names[i] for i in table.ids('tumour')]
-    ood = [table.names[i] for i in table.ids('ood')]
+    zero_shot = [table.names[i] for i in table.zero_shot_ids]
+    ood = [table.names[i] for i in table.ids('ood') if i not in table.zero_shot_ids]
+    every = [*inliers, *unknown]
+    pooled = ('ood', every, RATES) if zero_shot else ('ood', unknown, ('sensitivity_any',))
     result: Estimates = {}
     for prefix, cases, names, rates in (
         ('lesion', inliers, tumours, RATES),
+        ('lesion', every, zero_shot, RATES),
         ('lesion', unknown, ood, ('sensitivity_any',)),
         ('lesion_any', inliers, ['tumour'], tuple(r for r in RATES if r != 'sensitivity_any')),
-        ('lesion_any', unknown, ['ood'], ('sensitivity_any',)),
+        ('lesion_any', pooled[1], ['ood'], pooled[2]),
     ):
+        if not names:
+            continue
         states = [case.lesions if prefix == 'lesion' else case.pooled_lesions for case in cases]
         estimates = _lesion_rates(states, estimate)
         for name in names:
@@ -126,7 +150,7 @@ def lesion_estimates(
 
 
 def voxel_estimates(cases: Sequence[CaseMeasurement], score: str, estimate: Estimator) -> Estimates:
-    """AUROC, AUPR and FPR95 of one score: both regions, per-case mean and pooled."""
+    """AUROC, AUPR and FPR95 of one score: every region, per-case mean and pooled."""
     result: Estimates = {}
     for region in REGIONS:
         histograms = [case.histograms[score, region] for case in cases]
@@ -145,6 +169,64 @@ def voxel_estimates(cases: Sequence[CaseMeasurement], score: str, estimate: Esti
             for metric, value in zip(METRICS, estimates, strict=True):
                 result[f'ood/{score}/{region}/{pooling}/{metric}'] = value
     return result
+
+
+def class_voxel_estimates(
+    cases: Sequence[CaseMeasurement], class_id: int, score: str, estimate: Estimator
+) -> dict[str, Estimates]:
+    """Region to metric: voxels of one OOD class against inlier voxels, mean over cases.
+
+    Args:
+        cases: those that hold the class, at least one.
+        class_id: of the class.
+        score: name.
+        estimate: bootstrap over these cases.
+    """
+    result = {}
+    for region in REGIONS:
+        values = _class_values(cases, class_id, score, region)
+        defined = np.isfinite(values).sum(axis=0)
+        estimates = estimate(mean_statistic(values), len(cases), counted=defined)
+        result[region] = dict(zip(METRICS, estimates, strict=True))
+    return result
+
+
+def class_mean_estimates(
+    cases: Sequence[CaseMeasurement], ids: Sequence[int], score: str, estimate: Estimator
+) -> dict[str, Estimates]:
+    """Region to metric: unweighted mean over OOD classes, as ZePT averages its unseen tumours.
+
+    Args:
+        cases: that hold OOD voxels, at least one.
+        ids: of the classes.
+        score: name.
+        estimate: bootstrap over these cases.
+    """
+    result: dict[str, Estimates] = {}
+    for region in REGIONS:
+        values = np.stack([_class_values(cases, i, score, region) for i in ids], axis=-1)
+        result[region] = {}
+        for row, metric in enumerate(METRICS):
+            columns = values[:, row]  # [n, classes]
+            mean = class_mean(mean_statistic(columns), range(len(ids)), len(cases))
+            defined = np.isfinite(columns)
+            counted = defined.any(axis=1).sum(keepdims=True)
+            fewest = min((n for n in defined.sum(axis=0) if n), default=0)
+            support = np.array([fewest])  # a class of one case does not vary over resamples
+            found = estimate(mean, len(cases), counted=counted, support=support)
+            result[region][metric] = found[0]
+    return result
+
+
+def _class_values(
+    cases: Sequence[CaseMeasurement], class_id: int, score: str, region: str
+) -> np.ndarray:
+    """[n, 3] metrics of an OOD class per case; NaN where a case does not define them."""
+    rows = np.full((len(cases), len(METRICS)), np.nan)
+    for row, case in zip(rows, cases, strict=True):
+        if class_id in case.ood_class_voxels:
+            row[:] = case.class_histograms[class_id, score, region].compute().stack()
+    return rows
 
 
 def case_estimates(cases: Sequence[CaseMeasurement], score: str, estimate: Estimator) -> Estimates:
@@ -171,40 +253,58 @@ def _case_auc(
     return Estimate(auc.value, auc.low, auc.high, len(cases), total - len(cases))
 
 
-def _dice_columns(counts: Sequence[DiceCounts], summary: str) -> tuple[Statistic, np.ndarray]:
-    """Dice as a function of case weights, and [n, K] which cases take part."""
+def _dice_columns(counts: Sequence[DiceCounts], summary: str) -> Columns | None:
+    if not counts:
+        return None
     which = 'case_mean' if summary == 'pooled' else summary
     return dice_statistic(counts, summary), np.isfinite(case_dice(counts, which))
+
+
+def _surface_columns(cases: Sequence[CaseMeasurement], metric: str, summary: str) -> Columns | None:
+    if not cases:
+        return None
+    name = {'nsd': 'nsd', 'hd95': 'hd95_mm'}[metric]
+    values = np.stack([getattr(case.surfaces, name) for case in cases])
+    if summary == 'present_mean':
+        values = np.where([case.dice.truth > 0 for case in cases], values, np.nan)
+    return mean_statistic(values), np.isfinite(values)
 
 
 def _class_estimates(
     metric: str,
     summary: str,
-    columns: tuple[Statistic, np.ndarray] | None,
+    columns: Columns | None,
     table: LabelTable,
+    roles: Sequence[str],
     estimate: Estimator,
 ) -> Estimates:
-    """A metric of each known class, and its unweighted mean over organs and over tumour types.
+    """A metric of each predicted class of some roles, and its unweighted mean over each role.
 
     Args:
         metric: first part of the names.
         summary: last part of the names.
-        columns: function of weights [R, n] giving [R, K], and [n, K] which cases take part; None
-            without cases.
+        columns: of all predicted classes; None without cases.
         table: classes.
+        roles: of the classes wanted.
         estimate: bootstrap.
     """
-    ids = table.known_ids
-    groups = {role: [ids.index(i) for i in table.ids(role)] for role in ('organ', 'tumour')}
+    groups = {role: [i for i in table.predicted_ids if table.roles[i] == role] for role in roles}
+    ids = sorted(i for members in groups.values() for i in members)
     keys = [f'{metric}/{table.names[i]}/{summary}' for i in ids]
     means = [f'{metric}_mean/{role}/{summary}' for role in groups]
     if columns is None:
         return dict.fromkeys([*keys, *means], _UNDEFINED)
-    statistic, defined = columns
-    num_cases = len(defined)
+    whole, all_defined = columns
+    places = [table.predicted_ids.index(i) for i in ids]
+    defined, num_cases = all_defined[:, places], len(all_defined)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return whole(weights)[:, places]
+
     values = estimate(statistic, num_cases, counted=defined.sum(axis=0))
     result = dict(zip(keys, values, strict=True))
-    for key, members in zip(means, groups.values(), strict=True):
+    for key, role in zip(means, groups, strict=True):
+        members = [ids.index(i) for i in groups[role]]
         counted = np.array([defined[:, members].any(axis=1).sum()])
         mean = class_mean(statistic, members, num_cases)
         result[key] = estimate(mean, num_cases, counted=counted)[0]

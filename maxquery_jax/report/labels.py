@@ -8,6 +8,7 @@ import numpy as np
 
 from maxquery_jax.data.store_manifest import ROLES
 from maxquery_jax.errors import UserError
+from maxquery_jax.inference.decision import is_predicted, mark_predicted
 from maxquery_jax.metrics.state import iterate_blocks
 
 _UNMAPPED = 255
@@ -20,14 +21,19 @@ class LabelTable:
     Attributes:
         names: name per id.
         roles: 'background', 'organ', 'tumour' or 'ood' per id.
+        zero_shot_ids: OOD ids that the model predicts all the same, in order (ZePT).
+        absent_ids: known ids that it does not predict, such as the tumours in ZePT's stage I; they
+            are measured as classes that are never found.
     """
 
     names: tuple[str, ...]
     roles: tuple[str, ...]
+    zero_shot_ids: tuple[int, ...] = ()
+    absent_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, labels: Any, where: object) -> Self:
-        """Checks records `{id, name, role}`.
+        """Checks records `{id, name, role}`, with `predicted` where the role does not say it.
 
         Raises:
             UserError: naming `where`, if they are not such records with ids counting up from 0.
@@ -36,6 +42,9 @@ class LabelTable:
             ids = [int(label['id']) for label in labels]
             names = tuple(str(label['name']) for label in labels)
             roles = tuple(str(label['role']) for label in labels)
+            odd = [label for label in labels if is_predicted(label) == (label['role'] == 'ood')]
+            zero_shot = tuple(int(label['id']) for label in odd if label['role'] == 'ood')
+            absent = tuple(int(label['id']) for label in odd if label['role'] != 'ood')
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(
                 f'{where}: "labels" must be a list of {{"id", "name", "role"}}; predict again or '
@@ -49,12 +58,13 @@ class LabelTable:
                 f'{where}: label 0 must be background, names distinct and roles among '
                 f'{", ".join(ROLES)}; got {list(zip(names, roles, strict=True))}'
             )
-        return cls(names, roles)
+        return cls(names, roles, zero_shot, absent)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Records `{id, name, role}`."""
+        """Records as `from_json` takes them."""
         pairs = zip(self.names, self.roles, strict=True)
-        return [{'id': i, 'name': name, 'role': role} for i, (name, role) in enumerate(pairs)]
+        records = [{'id': i, 'name': name, 'role': role} for i, (name, role) in enumerate(pairs)]
+        return list(mark_predicted(records, set(self.predicted_ids) - set(self.absent_ids)))
 
     def ids(self, *roles: str) -> tuple[int, ...]:
         """Ids that have one of the roles."""
@@ -68,14 +78,27 @@ class LabelTable:
 
     @property
     def known_ids(self) -> tuple[int, ...]:
-        """Foreground classes that a model can predict."""
+        """Foreground classes that a model learns."""
         return self.ids('organ', 'tumour')
 
     @property
+    def predicted_ids(self) -> tuple[int, ...]:
+        """Foreground classes that a prediction may hold and that are measured."""
+        return (*self.known_ids, *self.zero_shot_ids)
+
+    @property
+    def tumour_ids(self) -> tuple[int, ...]:
+        """Tumours among `predicted_ids`, known and zero-shot."""
+        return (*self.ids('tumour'), *self.zero_shot_ids)
+
+    @property
     def class_groups(self) -> tuple[int, ...]:
-        """Per id 0 background, 1 organ, 2 tumour; OOD ids are never predicted and count as 0."""
+        """Per id 0 background, 1 organ, 2 tumour; OOD ids that are never predicted count as 0."""
         groups = {'organ': 1, 'tumour': 2}
-        return tuple(groups.get(role, 0) for role in self.roles)
+        return tuple(
+            2 if i in self.zero_shot_ids else groups.get(role, 0)
+            for i, role in enumerate(self.roles)
+        )
 
 
 def parse_label_map(data: Any, table: LabelTable, where: object) -> dict[int, int]:

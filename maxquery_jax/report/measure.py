@@ -74,13 +74,15 @@ class CaseMeasurement:
 
     Attributes:
         case: id.
-        dice: voxel counts of the known foreground classes.
-        tumour_dice: voxel counts of the known tumour classes joined to one.
-        surfaces: NSD and HD95 of the known foreground classes.
+        dice: voxel counts of the classes that may be predicted (`LabelTable.predicted_ids`).
+        tumour_dice: voxel counts of the tumour classes among them joined to one.
+        surfaces: NSD and HD95 of the same classes.
         lesions: of each tumour and OOD class.
         pooled_lesions: of `POOLED_LESIONS`.
-        ood_voxels: OOD voxels of the truth; more than none makes it an OOD case.
+        ood_class_voxels: OOD classes that the truth holds, id to voxels.
         histograms: (score, region) to the voxel histogram.
+        class_histograms: the same with the id of each OOD class that the truth holds in front: its
+            voxels against all that are not OOD.
         case_scores: score to the case-level OOD score.
         fallback: region the case score fell back to for want of predicted tumour, else None.
     """
@@ -91,15 +93,21 @@ class CaseMeasurement:
     surfaces: SurfaceMetrics
     lesions: LesionCounts
     pooled_lesions: LesionCounts
-    ood_voxels: int
+    ood_class_voxels: Mapping[int, int]
     histograms: Mapping[tuple[str, str], ScoreHistogram]
+    class_histograms: Mapping[tuple[int, str, str], ScoreHistogram]
     case_scores: Mapping[str, float]
     fallback: str | None
 
     @property
     def is_ood(self) -> bool:
-        """Whether the truth holds an unknown tumour."""
+        """Whether the truth holds a tumour that no training label showed."""
         return self.ood_voxels > 0
+
+    @property
+    def ood_voxels(self) -> int:
+        """OOD voxels of the truth."""
+        return sum(self.ood_class_voxels.values())
 
 
 def measure_cases(
@@ -133,19 +141,27 @@ def measure_case(
     segmentation, grid = read_segmentation(case, table)
     truth, truth_volume = read_truth(case, predictions)
     check_same_grid(grid, truth_volume)
-    is_ood = table.mask(truth, 'ood')
+    is_ood, present = table.mask(truth, 'ood'), _count(truth, table.ids('ood'))
     shapes = _measure_shapes(segmentation, truth, grid.header.affine, table, settings)
     organ = table.mask(truth, 'organ', 'tumour', 'ood')
     organ = dilate_region(organ, grid.header.spacing_mm, settings.dilate_mm)
     regions = {'organ': organ, 'interior': interior(organ), 'whole': None}
     histograms: dict[tuple[str, str], ScoreHistogram] = {}
+    class_histograms: dict[tuple[int, str, str], ScoreHistogram] = {}
     case_scores: dict[str, float] = {}
     fallbacks = []
     for name in predictions.scores:
         score = read_score(case, name)
         check_same_grid(grid, score)
         for region, mask in regions.items():
-            histograms[name, region] = _histogram(score.array, is_ood, mask, case, name)
+            found = _histogram(score.array, is_ood, mask, case, name)
+            histograms[name, region] = found
+            for i in present:
+                class_histograms[i, name, region] = found
+                if len(present) > 1:
+                    rest = _without_others(is_ood, truth == i, mask)
+                    own = _histogram(score.array, truth == i, rest, case, name)
+                    class_histograms[i, name, region] = own
         stored = _stored_case_score(case, name)
         if stored is None:
             result = case_ood_score(segmentation, score.array, table.class_groups)
@@ -154,28 +170,44 @@ def measure_case(
         fallbacks.append(stored[1])
     return CaseMeasurement(
         case.case,
-        DiceCounts.empty(table.known_ids).update(segmentation, truth),
+        DiceCounts.empty(table.predicted_ids).update(segmentation, truth),
         *shapes,
-        int(is_ood.sum()),
+        present,
         histograms,
+        class_histograms,
         case_scores,
         fallbacks[0],  # the prediction decides it, not the score
     )
 
 
 def lesion_groups(table: LabelTable) -> tuple[LesionGroup, ...]:
-    """A group per tumour class and per OOD class, which a model cannot name."""
-    known = [LesionGroup(table.names[i], (i,), (i,)) for i in table.ids('tumour')]
-    return (*known, *(LesionGroup(table.names[i], (i,), ()) for i in table.ids('ood')))
+    """A group per tumour class and per OOD class; only zero-shot ones of these can be named."""
+    named = table.tumour_ids
+    return tuple(
+        LesionGroup(table.names[i], (i,), (i,) if i in named else ())
+        for i in (*table.ids('tumour'), *table.ids('ood'))
+    )
 
 
 def pooled_lesion_groups(table: LabelTable) -> tuple[LesionGroup, ...]:
     """The groups `POOLED_LESIONS`."""
     tumours, unknown = table.ids('tumour'), table.ids('ood')
     return (
-        LesionGroup('tumour', (*tumours, *unknown), tumours),
-        LesionGroup('ood', unknown, ()),
+        LesionGroup('tumour', (*tumours, *unknown), table.tumour_ids),
+        LesionGroup('ood', unknown, table.zero_shot_ids),
     )
+
+
+def _count(truth: np.ndarray, ids: Sequence[int]) -> dict[int, int]:
+    """Voxels of those of some ids that a label map holds."""
+    counts = DiceCounts.empty(ids).update(truth, truth).truth
+    return {i: int(count) for i, count in zip(ids, counts, strict=True) if count}
+
+
+def _without_others(is_ood: np.ndarray, own: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """The region in which one OOD class is ranked: other OOD voxels are no negatives of it."""
+    rest = own | ~is_ood
+    return rest if mask is None else rest & mask
 
 
 def _measure_shapes(
@@ -190,12 +222,12 @@ def _measure_shapes(
     views = [apply(labels, orientation) for labels in (segmentation, truth)]
     box = _foreground_box(views)
     predicted, true = (np.ascontiguousarray(view[box]) for view in views)
-    tumours = table.ids('tumour')
+    tumours = table.tumour_ids
     any_tumour = DiceCounts.empty((1,)).update(
-        table.mask(predicted, 'tumour').view(np.uint8), table.mask(true, 'tumour').view(np.uint8)
+        *(np.isin(labels, tumours).view(np.uint8) for labels in (predicted, true))
     )
     surfaces = measure_surfaces(
-        predicted, true, table.known_ids, orientation.spacing_mm, settings.nsd_tolerance_mm
+        predicted, true, table.predicted_ids, orientation.spacing_mm, settings.nsd_tolerance_mm
     )
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     lesions, pooled = (

@@ -196,7 +196,7 @@ def read_segmentation(case: CaseFiles, table: LabelTable) -> tuple[np.ndarray, V
         UserError: it holds an id that is no class.
     """
     volume = read_label(case.segmentation)
-    identity = {i: i for i in (*table.ids('background'), *table.known_ids)}
+    identity = {i: i for i in (*table.ids('background'), *table.predicted_ids)}
     fix = 'the file does not fit "labels" of its .json; predict again'
     return map_labels(volume.array, identity, case.segmentation, fix), volume
 
@@ -280,24 +280,29 @@ def _shared_labels(cases: list[CaseFiles]) -> tuple[LabelTable, Any, pathlib.Pat
 
 
 def _extend(predicted: LabelTable, truth: LabelTable, where: object) -> LabelTable:
-    """The truth's table, if its known classes are those of the predictions."""
-    ids = (*predicted.ids('background'), *predicted.known_ids)
-    for i in ids:
-        if i >= len(truth.names) or (predicted.names[i], predicted.roles[i]) != (
-            truth.names[i],
-            truth.roles[i],
-        ):
+    """The truth's table, if the classes that are predicted are the same there.
+
+    Zero-shot classes beyond it, such as those that a text brought, are added.
+    """
+    zero_shot = predicted.zero_shot_ids
+    added = range(len(truth.names), max(zero_shot, default=-1) + 1)
+    names, roles = (
+        (*own, *(other[i] for i in added))
+        for own, other in ((truth.names, predicted.names), (truth.roles, predicted.roles))
+    )
+    for i in (*predicted.ids('background'), *predicted.predicted_ids):
+        own = (predicted.names[i], predicted.roles[i])
+        if i >= len(names) or own != (names[i], roles[i]) or names.count(names[i]) > 1:
             raise UserError(
-                f'{where}: class {i} is {truth.names[i] if i < len(truth.names) else "absent"}, '
-                f'the predictions call it {predicted.names[i]} ({predicted.roles[i]}); use the '
-                'labels the model was trained on'
+                f'{where}: class {i} is {names[i] if i < len(names) else "absent"}, the '
+                f'predictions call it {own[0]} ({own[1]}); use the labels the model was trained on'
             )
     if len(truth.known_ids) != len(predicted.known_ids):
         raise UserError(
             f'{where} has {len(truth.known_ids)} known classes, the predictions have '
             f'{len(predicted.known_ids)}; use the labels the model was trained on'
         )
-    return truth
+    return LabelTable(names, roles, zero_shot, predicted.absent_ids)
 
 
 def _store_manifest(run_manifest: Mapping[str, Any], run: pathlib.Path) -> Manifest:

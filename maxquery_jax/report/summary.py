@@ -4,6 +4,7 @@ The schema is documented in docs/summary_schema.md and carries a version.
 """
 
 import csv
+import functools
 import io
 import json
 import math
@@ -18,7 +19,13 @@ from maxquery_jax.metrics import bootstrap as bootstrap_lib
 from maxquery_jax.metrics.bootstrap import Estimate
 from maxquery_jax.metrics.lesions import COUNTS, LesionCounts
 from maxquery_jax.metrics.ood import METRICS
-from maxquery_jax.report.estimates import estimate_all
+from maxquery_jax.report.estimates import (
+    Estimates,
+    Estimator,
+    class_mean_estimates,
+    class_voxel_estimates,
+    estimate_all,
+)
 from maxquery_jax.report.labels import LabelTable
 from maxquery_jax.report.measure import DEFAULTS, REGIONS, CaseMeasurement, Settings
 
@@ -56,6 +63,7 @@ def summarise(
     """
     cases = sorted(measurements, key=lambda measurement: measurement.case)
     estimates = estimate_all(cases, table, scores, resamples=resamples, seed=seed)
+    estimate = functools.partial(bootstrap_lib.bootstrap, resamples=resamples, seed=seed)
     return {
         'format': FORMAT,
         'version': VERSION,
@@ -64,9 +72,42 @@ def summarise(
         'scores': list(scores),
         'metrics': {key: _entry(value) for key, value in estimates.items()},
         'headline': _headline(scores[0]),
+        **_by_class(cases, table, scores, estimate),
         'counts': _counts(cases, table, scores),
-        'policy': _policy(resamples, seed, settings),
+        'policy': _policy(resamples, seed, settings, bool(table.zero_shot_ids)),
         'cases': [_case_entry(case, table, scores) for case in cases],
+    }
+
+
+def _by_class(
+    cases: Sequence[CaseMeasurement], table: LabelTable, scores: Sequence[str], estimate: Estimator
+) -> dict[str, Any]:
+    """OOD metrics of each OOD class that a case holds, and their means (ZePT Tab. 1)."""
+    holders = {i: [case for case in cases if i in case.ood_class_voxels] for i in table.ids('ood')}
+    holders = {i: found for i, found in holders.items() if found}
+    unknown = [case for case in cases if case.is_ood]
+
+    def entries(regions: dict[str, Estimates]) -> dict[str, Any]:
+        return {
+            region: {metric: _entry(value) for metric, value in found.items()}
+            for region, found in regions.items()
+        }
+
+    return {
+        'ood_by_class': {
+            table.names[i]: {
+                'cases': len(found),
+                'scores': {
+                    s: entries(class_voxel_estimates(found, i, s, estimate)) for s in scores
+                },
+            }
+            for i, found in holders.items()
+        },
+        'ood_class_mean': {
+            s: entries(class_mean_estimates(unknown, list(holders), s, estimate)) for s in scores
+        }
+        if holders
+        else {},
     }
 
 
@@ -118,8 +159,11 @@ def _counts(
         'ood': [case for case in cases if case.is_ood],
     }
     infinite = [
-        sum(math.isinf(case.surfaces.hd95_mm[column]) for case in kinds['inlier'])
-        for column in range(len(table.known_ids))
+        sum(
+            math.isinf(case.surfaces.hd95_mm[column])
+            for case in (cases if i in table.zero_shot_ids else kinds['inlier'])
+        )
+        for column, i in enumerate(table.predicted_ids)
     ]
     return {
         'cases': len(cases),
@@ -138,15 +182,21 @@ def _counts(
     }
 
 
-def _policy(resamples: int, seed: int, settings: Settings) -> dict[str, Any]:
+def _policy(resamples: int, seed: int, settings: Settings, zero_shot: bool) -> dict[str, Any]:
     inlier = 'inlier cases: no OOD voxel in the truth'
+    tumours = 'all known tumour classes'
+    if zero_shot:
+        inlier += '; of zero-shot classes (role ood, predicted) all cases'
+        tumours += ', and zero-shot classes,'
     return {
         'dice': {
             'cases': inlier,
             'both_empty': 'undefined, skipped and counted',
             'truth_empty': 'zero in case_mean, left out of present_mean',
             'class_mean': 'unweighted mean over the classes that any case defines',
-            'any_tumour': 'all known tumour classes joined, in prediction and truth',
+            'any_tumour': f'{tumours} joined, in prediction and truth',
+            'nested': 'the most specific class of a voxel counts, in prediction and truth: an '
+            'organ is measured without its tumours',
         },
         'surface': {
             'cases': inlier,
@@ -173,6 +223,8 @@ def _policy(resamples: int, seed: int, settings: Settings) -> dict[str, Any]:
             'organ_region': 'truth with the role organ, tumour or ood, dilated by dilate_mm',
             'dilate_mm': settings.dilate_mm,
             'scores': 'raw, ranked after rounding to float16; rounded_voxels counts changes',
+            'by_class': 'positives: voxels of one OOD class; other OOD voxels are left out; mean '
+            'over the cases that hold the class, which are resampled',
             'case_mean': 'cases without OOD voxels (or nothing else) in the region are skipped',
             'fpr95': 'first threshold, from the highest, with a true positive rate >= 0.95',
             'aupr': 'average precision',
@@ -216,6 +268,7 @@ def _case_entry(case: CaseMeasurement, table: LabelTable, scores: Sequence[str])
         'case': case.case,
         'is_ood': case.is_ood,
         'ood_voxels': case.ood_voxels,
+        'ood_labels': {table.names[i]: count for i, count in case.ood_class_voxels.items()},
         **{key: dict(zip(_names(table), row, strict=True)) for key, row in per_class.items()},
         'dice_any': {'tumour': _number(case.tumour_dice.compute()[0])},
         'lesions': _lesions(case.lesions),
@@ -235,8 +288,8 @@ def _lesions(counts: LesionCounts) -> dict[str, dict[str, int]]:
 
 
 def _names(table: LabelTable) -> list[str]:
-    """Names of the known foreground classes, by id."""
-    return [table.names[i] for i in table.known_ids]
+    """Names of the classes that may be predicted, by id, zero-shot classes last."""
+    return [table.names[i] for i in table.predicted_ids]
 
 
 def _entry(estimate: Estimate) -> dict[str, Any]:

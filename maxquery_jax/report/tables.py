@@ -40,10 +40,11 @@ class Table:
 
 
 def summary_tables(summary: dict[str, Any]) -> list[Table]:
-    """Headline, OOD localisation, OOD cases, Dice, surfaces, lesions; rates in percent."""
+    """Headline, OOD localisation, OOD classes, OOD cases, Dice, surfaces, lesions; in percent."""
     return [
         _headline(summary),
         _localisation(summary),
+        *_by_class(summary),
         _case_level(summary),
         _dice(summary),
         _surfaces(summary),
@@ -112,7 +113,10 @@ def plain_number(value: float | None) -> str:
 
 def _cell(summary: dict[str, Any], key: str, form: Callable[..., str] = percent) -> str:
     """Value and interval of a metric, in percent unless told otherwise; '-' if there is none."""
-    metric = summary['metrics'].get(key)
+    return _estimate(summary['metrics'].get(key), form)
+
+
+def _estimate(metric: dict[str, Any] | None, form: Callable[..., str] = percent) -> str:
     if metric is None:
         return '-'
     low, high = metric['ci95']
@@ -145,6 +149,28 @@ def _localisation(summary: dict[str, Any]) -> Table:
     return Table('OOD localisation, % [95% CI]', columns, tuple(rows))
 
 
+def _by_class(summary: dict[str, Any]) -> list[Table]:
+    """A row per OOD class and score, in the organ region, as in ZePT Tab. 1; none without OOD."""
+    classes = summary.get('ood_by_class', {})
+    region, rows = 'organ', []
+    for score in summary['scores']:
+        parts = [(name, found['scores'][score], found['cases']) for name, found in classes.items()]
+        if len(parts) > 1:
+            cases = summary['counts']['ood_cases']
+            parts.append((f'mean of {len(parts)} classes', summary['ood_class_mean'][score], cases))
+        for name, found, cases in parts:
+            mean = '_mean/ood' if name not in classes else f'/{name}'
+            shapes = (_cell(summary, f'{kind}{mean}/present_mean') for kind in ('dice', 'nsd'))
+            ranks = (_estimate(found[region][metric]) for metric in METRICS)
+            rows.append((name, score, *ranks, *shapes, str(cases)))
+    columns = ('class', 'score', *(_TITLES[m] for m in METRICS), 'Dice', 'NSD', 'n cases')
+    title = (
+        'OOD classes in the organ region, over the cases that hold them, % [95% CI]; Dice and NSD '
+        'where the class is predicted'
+    )
+    return [Table(title, columns, tuple(rows))] if rows else []
+
+
 def _case_level(summary: dict[str, Any]) -> Table:
     """AUC by the case score, with and without the cases that lack the region of its rule."""
     fallbacks = summary['counts']['case_score_fallbacks_by_kind']
@@ -170,7 +196,7 @@ def _dice(summary: dict[str, Any]) -> Table:
         counts = (summary['metrics'][key]['n'] for key in keys[:2])
         rows.append((name, role, *cells, ' / '.join(map(str, counts))))
     columns = ('class', 'role', *(_TITLES[kind] for kind in SUMMARIES), 'n defined / present')
-    return Table('Dice on inlier cases, % [95% CI]', columns, tuple(rows))
+    return Table(f'Dice on {_which_cases(summary)}, % [95% CI]', columns, tuple(rows))
 
 
 def _surfaces(summary: dict[str, Any]) -> Table:
@@ -194,26 +220,28 @@ def _surfaces(summary: dict[str, Any]) -> Table:
         'n infinite',
     )
     title = (
-        f'Surfaces on inlier cases: NSD at {tolerance:g} mm, % [95% CI]; HD95 without the cases in '
-        'which one of the masks is empty (infinite)'
+        f'Surfaces on {_which_cases(summary)}: NSD at {tolerance:g} mm, % [95% CI]; HD95 without '
+        'the cases in which one of the masks is empty (infinite)'
     )
     return Table(title, columns, tuple(rows))
 
 
 def _lesions(summary: dict[str, Any]) -> Table:
-    labels = summary['labels']
+    zero_shot = _zero_shot(summary)
+    kinds = {'tumour': 'inlier', 'ood': 'OOD'}
     rows = [
-        (label['name'], kind, 'lesion', label['name'])
-        for role, kind in (('tumour', 'inlier'), ('ood', 'OOD'))
-        for label in labels
+        (label['name'], 'all' if label['name'] in zero_shot else kind, 'lesion', label['name'])
+        for role, kind in kinds.items()
+        for label in summary['labels']
         if label['role'] == role
     ]
     rows += [('any tumour', 'inlier', 'lesion_any', 'tumour')]
-    rows += [('any OOD', 'OOD', 'lesion_any', 'ood')]
+    rows += [('any OOD', 'all' if zero_shot else 'OOD', 'lesion_any', 'ood')]
     cells = []
     for name, kind, prefix, member in rows:
         group = 'lesions' if prefix == 'lesion' else 'lesions_any'
-        cases = [case for case in summary['cases'] if case['is_ood'] == (kind == 'OOD')]
+        wanted = {'inlier': (False,), 'OOD': (True,), 'all': (False, True)}[kind]
+        cases = [case for case in summary['cases'] if case['is_ood'] in wanted]
         truth = sum(case[group][member]['truth'] for case in cases)
         rates = (
             _cell(summary, f'{prefix}/{member}/{rate}')
@@ -241,9 +269,31 @@ def _lesions(summary: dict[str, Any]) -> Table:
 
 def _class_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Rows of a table by class: name, role, and the metric's suffix and second part."""
-    known = [label for label in summary['labels'] if label['role'] in ('organ', 'tumour')]
-    rows = [(label['name'], label['role'], '', label['name']) for label in known]
-    for role in ('organ', 'tumour'):
-        if any(label['role'] == role for label in known):
-            rows.append((f'mean over {role} classes', role, '_mean', role))
+    zero_shot = _zero_shot(summary)
+    measured = {
+        role: [
+            label['name']
+            for label in summary['labels']
+            if label['role'] == role and (role != 'ood' or label['name'] in zero_shot)
+        ]
+        for role in ('organ', 'tumour', 'ood')
+    }
+    words = {'organ': 'organ', 'tumour': 'tumour', 'ood': 'zero-shot'}
+    rows = [(name, words[role], '', name) for role, names in measured.items() for name in names]
+    for role, names in measured.items():
+        if names:
+            rows.append((f'mean over {words[role]} classes', words[role], '_mean', role))
     return [*rows, ('any tumour', 'tumour', '_any', 'tumour')]
+
+
+def _zero_shot(summary: dict[str, Any]) -> list[str]:
+    """OOD classes that are predicted."""
+    return [
+        label['name']
+        for label in summary['labels']
+        if label['role'] == 'ood' and label.get('predicted')
+    ]
+
+
+def _which_cases(summary: dict[str, Any]) -> str:
+    return 'inlier cases' + (', zero-shot classes on all cases' if _zero_shot(summary) else '')

@@ -14,6 +14,9 @@ from maxquery_jax.metrics.ood import METRICS, CaseScores
 REGIONS = ('organ', 'interior', 'whole')
 POOLINGS = ('case_mean', 'pooled')
 TYPES = 'types'  # 'dice/types' stands for one column per tumour type
+OOD = 'ood'
+_GROUPS = {'organ': 'organs', OOD: 'unseen tumours'}  # means over all classes of a role
+_SHORT = {'dice_present': 'Dice where present', 'nsd_present': 'NSD where present'}
 
 # name: title, unit, whether lower is better
 _VOXEL = {
@@ -26,6 +29,7 @@ _CLASS = {
     'dice': ('inlier tumour Dice', '%', False),
     'dice_present': ('Dice, cases that hold the type', '%', False),
     'nsd': ('NSD', '%', False),
+    'nsd_present': ('NSD, cases that hold the type', '%', False),
     'hd95': ('HD95', 'mm', True),
     'lesion_sensitivity': ('lesion sensitivity', '%', False),
 }
@@ -52,7 +56,9 @@ class Column:
         lower_is_better: whether a smaller value is better.
         region: of `REGIONS`, of voxel metrics.
         pooling: 'case_mean' or 'pooled', of voxel metrics.
-        tumour: of one tumour type; '' for the mean over the types.
+        tumour: of one class; of several joined by '+', or of all with the role 'organ' or 'ood',
+            the mean over them. '' is, of voxel metrics, all OOD voxels as one, and of the others
+            the mean over the known tumour types.
     """
 
     key: str
@@ -83,6 +89,10 @@ class Evaluation:
         cases: entries of the summaries, sorted by case.
         tumours: names of the known tumour types.
         metrics: entries of `summary['metrics']` where all cases come from one summary, else empty.
+        ood_by_class: `summary['ood_by_class']` likewise.
+        organs: names of the organs.
+        zero_shot: names of the OOD classes that the model predicts all the same.
+        cohort: `plan.Run.cohort`; what is of one cohort has the same cases.
         parameters: number of parameters, None if unknown.
         train_s: seconds of training, None if unknown.
     """
@@ -90,6 +100,10 @@ class Evaluation:
     cases: Sequence[Mapping[str, Any]]
     tumours: tuple[str, ...]
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ood_by_class: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    organs: tuple[str, ...] = ()
+    zero_shot: tuple[str, ...] = ()
+    cohort: str = ''
     parameters: int | None = None
     train_s: float | None = None
 
@@ -107,6 +121,7 @@ class Measured:
         num_cases: n.
         support: cases that decide the value, such as those that hold OOD voxels; one says nothing
             about the next, so below two there is neither interval nor test.
+        cohort: of the evaluation; cases of different ones are not the same.
     """
 
     value: float
@@ -115,10 +130,11 @@ class Measured:
     interval: tuple[float, float] | None = None
     num_cases: int = 0
     support: int = 0
+    cohort: str = ''
 
 
 def parse_column(key: str, where: str) -> Column:
-    """Reads 'auroc', 'auroc/whole', 'auroc/organ/pooled', 'dice', 'dice/cyst', 'dice/types', ...
+    """Reads 'auroc', 'auroc/organ/pooled', 'auroc/colon_tumor', 'dice/cyst', 'dice/types', ...
 
     Raises:
         UserError: there is no such column.
@@ -127,31 +143,50 @@ def parse_column(key: str, where: str) -> Column:
     known = _VOXEL | _CASE | _CLASS | _ANY | _OTHER
     if metric not in known:
         raise UserError(f'{where}: no column {key!r}: choose from {", ".join(known)}')
-    title, unit, lower = known[metric]
     if metric in _VOXEL:
-        region, pooling = (*rest, *('organ', 'case_mean')[len(rest) :])[:2]
-        if len(rest) > 2 or region not in REGIONS or pooling not in POOLINGS:
-            raise UserError(
-                f'{where}: column {key!r}: name a region ({", ".join(REGIONS)}) and a pooling '
-                f'({", ".join(POOLINGS)})'
-            )
-        names = {'organ': '', 'interior': 'organ interior', 'whole': 'whole volume'}
-        extra = [names[region], pooling.replace('case_mean', '')]
-        suffix = ', '.join(text for text in extra if text)
-        title = f'{title} ({suffix})' if suffix else title
-        return Column(key, metric, title, unit, lower, region=region, pooling=pooling)
+        return _parse_voxel_column(key, metric, rest, where)
     if rest and (metric not in _CLASS or len(rest) > 1):
         raise UserError(f'{where}: column {key!r} has too many parts')
     if rest and rest[0] != TYPES:
         return class_column(metric, rest[0])
+    title, unit, lower = known[metric]
     return Column(key, metric, title, unit, lower, tumour=rest[0] if rest else '')
 
 
+def _parse_voxel_column(key: str, metric: str, parts: Sequence[str], where: str) -> Column:
+    """Of METRIC[/REGION[/POOLING]], or METRIC/CLASS[/REGION]."""
+    title, unit, lower = _VOXEL[metric]
+    rest = list(parts)
+    tumour = rest.pop(0) if rest and rest[0] not in REGIONS else ''
+    region, pooling = (*rest, *('organ', 'case_mean')[len(rest) :])[:2]
+    if len(rest) > (1 if tumour else 2) or region not in REGIONS or pooling not in POOLINGS:
+        raise UserError(
+            f'{where}: column {key!r}: name a region ({", ".join(REGIONS)}) and a pooling '
+            f'({", ".join(POOLINGS)}), or a class and a region'
+        )
+    names = {'organ': '', 'interior': 'organ interior', 'whole': 'whole volume'}
+    extra = [names[region], pooling.replace('case_mean', '')]
+    suffix = ', '.join(text for text in extra if text)
+    title = f'{title} ({suffix})' if suffix else title
+    title = f'{title}: {_class_title(tumour)}' if tumour else title
+    return Column(key, metric, title, unit, lower, region=region, pooling=pooling, tumour=tumour)
+
+
 def class_column(metric: str, tumour: str) -> Column:
-    """A column of one tumour type."""
+    """A column of one class, or of several; see `Column.tumour`."""
     title, unit, lower = _CLASS[metric]
-    title = tumour if metric == 'dice' else f'{title}: {tumour}'
+    label = _class_title(tumour)
+    if metric == 'dice':
+        title = f'Dice, {label}' if label != tumour else label
+    else:
+        title = f'{_SHORT.get(metric, title)}: {label}'
     return Column(f'{metric}/{tumour}', metric, title, unit, lower, tumour=tumour)
+
+
+def _class_title(tumour: str) -> str:
+    names = tumour.split('+')
+    label = f'{len(names)} classes' if len(names) > 1 else _GROUPS.get(tumour, tumour)
+    return label if label == tumour else f'mean of {label}'
 
 
 def expand(columns: Sequence[Column], tumours: Sequence[str]) -> tuple[Column, ...]:
@@ -168,7 +203,8 @@ def expand(columns: Sequence[Column], tumours: Sequence[str]) -> tuple[Column, .
 def measure(evaluation: Evaluation, column: Column, score: str) -> Measured | None:
     """A column of one seed; None where the summaries do not hold it."""
     if column.metric in _VOXEL:
-        return _voxel(evaluation, column, score)
+        measured = _class_voxel if column.tumour else _voxel
+        return measured(evaluation, column, score)
     if column.metric == 'case_auc':
         return _case_auc(evaluation, score)
     if column.metric.startswith('lesion_sensitivity'):
@@ -193,6 +229,29 @@ def _voxel(evaluation: Evaluation, column: Column, score: str) -> Measured | Non
     return _mean(np.array(values)[:, None])
 
 
+def _class_voxel(evaluation: Evaluation, column: Column, score: str) -> Measured | None:
+    """Voxels of OOD classes, each over the cases that hold it; the unweighted mean of several."""
+    cases = evaluation.cases
+    if any('ood_labels' not in case or score not in case['ood'] for case in cases):
+        return None
+    held = dict.fromkeys(name for case in cases for name in case['ood_labels'])
+    names = tuple(held) if column.tumour == OOD else tuple(column.tumour.split('+'))
+    values = np.full((len(cases), len(names)), np.nan)
+    for row, case in enumerate(cases):
+        for index, name in enumerate(names):
+            if name in case['ood_labels']:
+                if len(case['ood_labels']) > 1:  # its own value counts other classes too
+                    return _summary_class_voxel(evaluation, column, score)
+                values[row, index] = _nan(case['ood'][score][column.region][column.metric])
+    return _mean(values, of_all=True) if names else None
+
+
+def _summary_class_voxel(evaluation: Evaluation, column: Column, score: str) -> Measured | None:
+    """The summary's own number of one class, where those of the cases are not at hand."""
+    scores = evaluation.ood_by_class.get(column.tumour, {}).get('scores', {})
+    return _of_summary(scores.get(score, {}).get(column.region, {}).get(column.metric))
+
+
 def _case_auc(evaluation: Evaluation, score: str) -> Measured | None:
     state = CaseScores.empty()
     for case in evaluation.cases:
@@ -207,33 +266,51 @@ def _case_auc(evaluation: Evaluation, score: str) -> Measured | None:
 
 
 def _class_mean(evaluation: Evaluation, column: Column) -> Measured | None:
-    """Mean over the types of the mean over the inlier cases ('Avg.' of MaxQuery Tab. 2)."""
+    """Mean over classes of the mean over cases ('Avg.' of MaxQuery Tab. 2).
+
+    Inlier cases, or all cases where it is about a class that the model predicts unseen.
+    """
     key = column.metric.removesuffix('_present')
     present_only = key != column.metric
-    names = (column.tumour,) if column.tumour else evaluation.tumours
+    names = _class_names(evaluation, column)
     needed = (key, 'truth_voxels') if present_only else (key,)
-    if not names or any(name not in case for case in evaluation.cases for name in needed):
+    if not names or not _hold(evaluation.cases, needed, names):
         return None
     values = np.full((len(evaluation.cases), len(names)), np.nan)
     for row, case in enumerate(evaluation.cases):
         for index, name in enumerate(names):
-            if not case['is_ood'] and not (present_only and not case['truth_voxels'][name]):
+            present = not present_only or case['truth_voxels'][name]
+            if present and _is_counted(evaluation, case, name):
                 values[row, index] = _nan(case[key][name])
-    return _mean(values)
+    return _mean(values, of_all='+' in column.tumour)
+
+
+def _class_names(evaluation: Evaluation, column: Column) -> tuple[str, ...]:
+    groups = {'': evaluation.tumours, 'organ': evaluation.organs, OOD: evaluation.zero_shot}
+    return groups.get(column.tumour, tuple(column.tumour.split('+')))
+
+
+def _hold(cases: Sequence[Mapping[str, Any]], keys: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether all cases have these keys, and these classes under each."""
+    return all(name in case.get(key, ()) for case in cases for key in keys for name in names)
+
+
+def _is_counted(evaluation: Evaluation, case: Mapping[str, Any], name: str) -> bool:
+    return not case['is_ood'] or name in evaluation.zero_shot
 
 
 def _lesion_sensitivity(evaluation: Evaluation, column: Column) -> Measured | None:
-    """Share of the truth's lesions that were found, over types and inlier cases."""
+    """Share of the truth's lesions that were found, over classes and cases as in `_class_mean`."""
     is_any = column.metric.endswith('_any')
     key = 'lesions_any' if is_any else 'lesions'
-    names = ('tumour',) if is_any else ((column.tumour,) if column.tumour else evaluation.tumours)
-    if any(key not in case for case in evaluation.cases):
+    names = ('tumour',) if is_any else _class_names(evaluation, column)
+    if not _hold(evaluation.cases, (key,), names):
         return None
     truth, found = np.zeros((2, len(evaluation.cases)))
     for row, case in enumerate(evaluation.cases):
-        if not case['is_ood']:
-            truth[row] = sum(case[key][name]['truth'] for name in names)
-            found[row] = sum(case[key][name]['found'] for name in names)
+        counted = [name for name in names if _is_counted(evaluation, case, name)]
+        truth[row] = sum(case[key][name]['truth'] for name in counted)
+        found[row] = sum(case[key][name]['found'] for name in counted)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         return _divide(weights @ found, weights @ truth)[:, None]
@@ -258,14 +335,24 @@ def _of_summary(entry: Mapping[str, Any] | None) -> Measured | None:
     return Measured(_nan(entry['value']), interval=(_nan(low), _nan(high)))
 
 
-def _mean(values: np.ndarray) -> Measured:
-    """Mean over the columns of the means over cases of values [n, M]."""
+def _mean(values: np.ndarray, *, of_all: bool = False) -> Measured:
+    """Mean over the columns of the means over cases of values [n, M].
+
+    Args:
+        values: NaN where undefined.
+        of_all: whether the mean is undefined as soon as one column is; its support is then that
+            of the column with the fewest cases.
+    """
     per_class = mean_statistic(values)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        return nan_mean(per_class(weights))[:, None]
+        means = per_class(weights)
+        return (means.mean(axis=-1) if of_all else nan_mean(means))[:, None]
 
-    return _with_cases(statistic, nan_mean(values))
+    measured = _with_cases(statistic, nan_mean(values))
+    if not of_all:
+        return measured
+    return dataclasses.replace(measured, support=int(np.isfinite(values).sum(axis=0).min()))
 
 
 def _with_cases(statistic: Callable[[np.ndarray], np.ndarray], per_case: np.ndarray) -> Measured:

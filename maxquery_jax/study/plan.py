@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,11 +26,24 @@ _NOT_TRAINED_ON = (
     'validation',
     'mesh',
     'model.conv_form',
-    'model.decoder',  # see _is_same_stage
+    'model.decoder',  # see _own_parts
+    'model.zept',
     'model.backbone.dropout_passes',
     'data.num_workers',
     'data.num_threads',
     'data.prefetch',
+)
+
+# Fields of model.zept that stage I reads; the others are about tumours.
+_ZEPT_STAGE1 = (
+    'organs',
+    'output_strides',
+    'query_dim',
+    'num_heads',
+    'mlp_ratio',
+    'mask_prior',
+    'ofg',
+    'grouping',
 )
 
 
@@ -58,6 +73,11 @@ class Run:
     def group(self) -> tuple[int, int]:
         """Runs of one group may share stages, so they stay on one host."""
         return self.seed, self.fold
+
+    @property
+    def cohort(self) -> str:
+        """Hash of what its data are; runs with the same one see the same cases."""
+        return cohort_of(self.config)
 
     @property
     def title(self) -> str:
@@ -112,6 +132,13 @@ def plan(study: Study, make_config: MakeConfig, workdir: str | pathlib.Path) -> 
 def run_path(workdir: pathlib.Path, variant: str, seed: int, fold: int = NO_FOLD) -> pathlib.Path:
     """Directory of a run."""
     return workdir / variant / (f'seed{seed}' if fold == NO_FOLD else f'seed{seed}_fold{fold}')
+
+
+def cohort_of(config: Config) -> str:
+    """See `Run.cohort`."""
+    data = config.data
+    content = [data.store, list(data.stores), data.phantom.to_dict()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def take_part(runs: list[Run], part: str) -> list[Run]:
@@ -223,11 +250,21 @@ def _count_shared(study: Study, configs: Mapping[str, Config], name: str) -> int
 
 
 def _is_same_stage(ours: Config, theirs: Config, stage: str) -> bool:
-    """Whether two variants mean the same by a stage; the decoder is part of those that have it."""
-    has_decoder = ours[stage].objective != 'segmentation'
-    is_same_decoder = ours.model.decoder.to_dict() == theirs.model.decoder.to_dict()
-    is_same_stage = ours[stage].to_dict() == theirs[stage].to_dict()
-    return is_same_stage and (is_same_decoder or not has_decoder)
+    """Whether two variants mean the same by a stage and by what it alone reads of the model."""
+    is_same = ours[stage].to_dict() == theirs[stage].to_dict()
+    return is_same and _own_parts(ours, stage) == _own_parts(theirs, stage)
+
+
+def _own_parts(config: Config, stage: str) -> dict[str, Any]:
+    """Fields of the model beside the backbone that a stage reads."""
+    objective, model = config[stage].objective, config.model
+    if objective == 'segmentation':
+        return {}
+    if objective == 'zept_stage1':
+        return {name: model.zept[name] for name in _ZEPT_STAGE1}
+    if objective in ('zept_stage2', 'universal'):
+        return model.zept.to_dict()
+    return model.decoder.to_dict()
 
 
 def _differences(ours: Config, theirs: Config) -> list[str]:

@@ -21,8 +21,17 @@ _MEANINGS = {  # metric to what a reader must know about its column
     ),
     'train_time': 'Training time: steps of all stages, shared ones included, without compilation.',
 }
+_CLASS_VOXELS = (
+    'AUROC, AUPR and FPR95 of an unseen class: its voxels against all that are not OOD, mean over '
+    'the cases that hold it; its Dice and NSD are over all cases.'
+)
+_COHORTS = (
+    'The rows are of {count} cohorts, since what they train on differs: as many cases each, the '
+    'numbers above are of the first; patients have other tumours in each. Rows of different '
+    'cohorts (‡) are compared without pairing.'
+)
 _DATA = (
-    'Columns "paper" are the numbers that the paper prints for its own, private data: different '
+    'Columns "paper" are the numbers that the paper prints for its own data: different '
     'data, not comparable in value, only in the order of the rows.'
 )
 
@@ -36,7 +45,8 @@ def to_markdown(table: Mapping[str, Any], heading: str) -> str:
     """
     lines = [f'# {table["title"]}', '', heading, '', *_main(table), '', *_legend(table)]
     if table['pairs']:
-        lines += ['', '## Differences between rows, on the same cases', '', *_pairs(table)]
+        where = ', on the same cases' if table['cohorts'] < 2 else ''
+        lines += ['', f'## Differences between rows{where}', '', *_pairs(table)]
     if table['order']:
         lines += ['', '## Order of the rows, ours against the paper', '', *_order(table)]
     return '\n'.join(lines) + '\n'
@@ -101,8 +111,17 @@ def _legend(table: Mapping[str, Any]) -> list[str]:
         lines += ['', "† mean of the seeds' own intervals (voxels pooled over cases)."]
     shown = dict.fromkeys(column['metric'] for column in table['columns'])
     meanings = [_MEANINGS[metric] for metric in shown if metric in _MEANINGS]
+    if any(column['region'] and column['tumour'] for column in table['columns']):
+        meanings.append(_CLASS_VOXELS)
+    if any(metric.endswith('_present') for metric in shown):
+        meanings.append('Where present: mean over the cases whose truth holds the class.')
+    joined = dict.fromkeys(c['tumour'] for c in table['columns'] if '+' in c['tumour'])
+    for names in (text.split('+') for text in joined):
+        meanings.append(f'{len(names)} classes: {", ".join(names)}.')
     if meanings:
         lines += ['', ' '.join(meanings)]
+    if table['cohorts'] > 1:
+        lines += ['', _COHORTS.format(count=table['cohorts'])]
     if folds and 'test' in table['splits']:
         lines += ['', 'Test cases are predicted by the ensemble of the folds.']
     if table['reference']:
@@ -127,7 +146,7 @@ def _pairs(table: Mapping[str, Any]) -> list[str]:
             value = _number(found['value'], column, signed=True)
             if found['low'] is not None and found['high'] is not None:
                 low, high = (_number(found[end], column, signed=True) for end in ('low', 'high'))
-                value += f' [{low}, {high}]'
+                value += f' [{low}, {high}]' + ('' if found['is_paired'] else '‡')
             each = [found['seeds'].get(str(seed)) for seed in table['seeds']]
             cells = [title, _title(column), value]
             cells.append(', '.join(_number(v, column, signed=True) for v in each))

@@ -88,6 +88,7 @@ def load(
         known = [value for value in seconds if value is not None]
         found.setdefault(variant, {})[seed] = dataclasses.replace(
             evaluation,
+            cohort=members[0].cohort,
             parameters=read_record(members[0].path).get('parameters'),
             train_s=sum(known) / len(known) if known else None,
         )
@@ -109,23 +110,33 @@ def _merge(summaries: Sequence[Mapping[str, Any]], paths: Sequence[pathlib.Path]
             if case['case'] in cases:
                 raise UserError(f'{path}: case {case["case"]} is in another part as well')
             cases[case['case']] = case
-    tumours = [label['name'] for label in summaries[0]['labels'] if label['role'] == 'tumour']
+    labels = summaries[0]['labels']
+    names = {
+        role: tuple(label['name'] for label in labels if label['role'] == role)
+        for role in ('tumour', 'organ')
+    }
+    zero_shot = [label for label in labels if label['role'] == 'ood' and label.get('predicted')]
+    whole = summaries[0] if len(summaries) == 1 else {}
     return Evaluation(
         tuple(cases[name] for name in sorted(cases)),
-        tuple(tumours),
-        summaries[0].get('metrics', {}) if len(summaries) == 1 else {},
+        names['tumour'],
+        metrics=whole.get('metrics', {}),
+        ood_by_class=whole.get('ood_by_class', {}),
+        organs=names['organ'],
+        zero_shot=tuple(label['name'] for label in zero_shot),
     )
 
 
 def _require_same_cases(found: Mapping[str, Mapping[int, Evaluation]]) -> None:
-    first: tuple[str, list[str]] | None = None
+    """Raises UserError if runs of one cohort were evaluated on different cases."""
+    first: dict[str, tuple[str, list[str]]] = {}
     for variant, seeds in found.items():
         for seed, evaluation in seeds.items():
             names = [case['case'] for case in evaluation.cases]
-            first = first or (f'{variant} seed {seed}', names)
-            if names != first[1]:
-                odd = sorted(set(names) ^ set(first[1]))[0]
+            other, others = first.setdefault(evaluation.cohort, (f'{variant} seed {seed}', names))
+            if names != others:
+                odd = sorted(set(names) ^ set(others))[0]
                 raise UserError(
-                    f'{variant} seed {seed} and {first[0]} were evaluated on different cases '
+                    f'{variant} seed {seed} and {other} were evaluated on different cases '
                     f'({odd} is in one only); give the study a --workdir of its own'
                 )

@@ -9,17 +9,18 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from maxquery_jax.errors import UserError
+from maxquery_jax.errors import StoppedError, UserError
 from maxquery_jax.files import read_json, write_json
 from maxquery_jax.inference.ensemble import load_ensemble
 from maxquery_jax.inference.model import LoadedModel, load_model
 from maxquery_jax.inference.predict import predict
 from maxquery_jax.report.evaluate import evaluate
+from maxquery_jax.study.cohorts import Cohorts, open_cohorts
 from maxquery_jax.study.estimate import RECORD, read_record, stage_seconds
 from maxquery_jax.study.plan import NO_FOLD, MakeConfig, Run, plan, run_config, take_part
 from maxquery_jax.study.results import (
@@ -32,13 +33,11 @@ from maxquery_jax.study.results import (
     summary_path,
 )
 from maxquery_jax.study.spec import Study, parse_study
-from maxquery_jax.train.data import open_data
 from maxquery_jax.train.experiment import train
 from maxquery_jax.train.run_dir import CONFIG, RunDir
 from maxquery_jax.typing import Config
 
 POLL_S = 5.0
-STOPPED = 'stopped by signal'  # begins what training says when it was told to stop
 
 
 def run_study(
@@ -48,6 +47,7 @@ def run_study(
     *,
     part: str = '1/1',
     store: str = '',
+    defaults_of: Callable[[Config], Mapping[str, Any]] = lambda config: {},
 ) -> list[str]:
     """Trains, predicts and evaluates every run of a part that is not finished.
 
@@ -60,12 +60,15 @@ def run_study(
         workdir: folder of the study; a second call continues.
         part: 'i/n', for several hosts.
         store: to train on; '' for the one of the config, or the cohort it describes.
+        defaults_of: what the fields of a config are unless an experiment changes them: fields that
+            a newer version added do not make a run another one while they have their default.
 
     Returns:
         One line per run that failed.
 
     Raises:
-        UserError: the study cannot be planned, the folder holds other configs, or a signal came.
+        UserError: the study cannot be planned.
+        StoppedError: a signal came; the run in work is saved, and nothing else was started.
     """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,8 @@ def run_study(
     if not runs:
         groups = len({run.group for run in everything})
         print(f'part {part} has no runs: a study of {groups} seeds and folds has {groups} parts')
-    failed = _work(study, runs, _open_cohort(make_config(study.base), workdir, store))
+    cohorts = open_cohorts(make_config(study.base), workdir, store)
+    failed = _work(_Work(study, cohorts, defaults_of), runs)
     if study.folds:
         for members in _by_seed(everything):
             if all(is_finished(study, run) for run in members):
@@ -100,32 +104,43 @@ def open_study(data: Mapping[str, Any], *, base: str | None = None) -> Study:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cohort:
-    """The data of a study.
+class _Job:
+    """What is to be done for one run.
 
     Attributes:
-        store: that was named, or generated from `spec`; '' where configs name their own.
-        spec: of the generated cohort; None where the store was named.
+        run: of the plan.
+        config: its own.
+        defaults: of the config's fields.
+        title: for messages.
     """
 
-    store: str
-    spec: Mapping[str, Any] | None
-
-    def store_of(self, run: Run) -> str:
-        """Path of the store, '' where the run describes another cohort."""
-        is_same = self.spec is None or run.config.data.phantom.to_dict() == self.spec
-        return self.store if is_same else ''
+    run: Run
+    config: Config
+    defaults: Mapping[str, Any]
+    title: str
 
 
-def _open_cohort(base: Config, workdir: pathlib.Path, store: str) -> _Cohort:
-    """Generates the cohort that the study's base describes, once for all runs."""
-    if store or base.data.store or base.data.stores or not base.data.phantom:
-        return _Cohort(store, None)
-    generated = str(open_data(base, workdir).stores[0].location)
-    return _Cohort(generated, base.data.phantom.to_dict())
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What all runs of a study share.
+
+    Attributes:
+        study: the study.
+        cohorts: its data.
+        defaults_of: see `run_study`.
+    """
+
+    study: Study
+    cohorts: Cohorts
+    defaults_of: Callable[[Config], Mapping[str, Any]]
+
+    def job(self, run: Run, title: str) -> _Job:
+        """What is to be done for a run; its cohort is generated if need be."""
+        config = run_config(run, self.study, self.cohorts.store_of(run))
+        return _Job(run, config, self.defaults_of(config), title)
 
 
-def _work(study: Study, runs: Sequence[Run], cohort: _Cohort) -> dict[pathlib.Path, str]:
+def _work(work: _Work, runs: Sequence[Run]) -> dict[pathlib.Path, str]:
     """Works through runs as they become ready; returns run directory to what failed."""
     pending = list(enumerate(runs, start=1))
     failed: dict[pathlib.Path, str] = {}
@@ -142,7 +157,7 @@ def _work(study: Study, runs: Sequence[Run], cohort: _Cohort) -> dict[pathlib.Pa
                 with _claim(run.path) as is_mine:
                     if not is_mine:
                         continue
-                    _try(study, run, run_config(run, study, cohort.store_of(run)), title, failed)
+                    _try(work, run, title, failed)
             pending.remove((number, run))
             break  # from the start: what was not ready may be ready now
         if len(pending) == before:
@@ -154,30 +169,29 @@ def _work(study: Study, runs: Sequence[Run], cohort: _Cohort) -> dict[pathlib.Pa
     return failed
 
 
-def _try(
-    study: Study, run: Run, config: Config, title: str, failed: dict[pathlib.Path, str]
-) -> None:
+def _try(work: _Work, run: Run, title: str, failed: dict[pathlib.Path, str]) -> None:
     try:
-        _finish(study, run, config, title)
+        _finish(work.study, work.job(run, title))
+    except StoppedError:
+        raise
     except UserError as error:
-        if str(error).startswith(STOPPED):
-            raise
         failed[run.path] = ' '.join(str(error).split())
         print(f'{title}: failed: {failed[run.path]}', flush=True)
 
 
-def _finish(study: Study, run: Run, config: Config, title: str) -> None:
+def _finish(study: Study, job: _Job) -> None:
     """Brings one run to its end."""
-    _follow_move(run, config)
+    run, title = job.run, job.title
+    _follow_move(run, job.config)
     if is_finished(study, run):
-        _require_same_config(run, config)
+        _require_same_config(job)
         print(f'{title}: finished before', flush=True)
         return
     started = time.perf_counter()
     print(f'{title}: starts', flush=True)
     is_fresh = not (run.path / CONFIG).is_file()
     _share_cache(run.path)
-    train(config, run.path)
+    train(job.config, run.path, defaults=job.defaults)
     trained = time.perf_counter()
     model = load_model(run.path)
     for split in run_splits(study, run):
@@ -244,11 +258,11 @@ def _claim(run_dir: pathlib.Path) -> Iterator[bool]:
         yield True
 
 
-def _require_same_config(run: Run, config: Config) -> None:
+def _require_same_config(job: _Job) -> None:
     """Raises UserError if a finished run was trained with another config."""
-    folder = RunDir(run.path)
+    folder = RunDir(job.run.path)
     try:
-        folder.write_config(json.loads(config.to_json_best_effort()))
+        folder.write_config(json.loads(job.config.to_json_best_effort()), job.defaults)
     finally:
         folder.close()
 
@@ -262,7 +276,8 @@ def _follow_move(run: Run, config: Config) -> None:
     before, now = read_json(file, fix='restore it'), config[stage].init_from
     path, _, wanted = before.get(stage, {}).get('init_from', '').rpartition(':')
     source = run.taken[-1][0]
-    if pathlib.Path(path).parts[-2:] == source.parts[-2:] and now.endswith(f':{wanted}'):
+    is_same_run = pathlib.Path(path).parts[-2:] == source.parts[-2:]
+    if is_same_run and now.endswith(f':{wanted}') and now != before[stage]['init_from']:
         before[stage]['init_from'] = now
         write_json(file, before)
 

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from maxquery_jax.metrics.bootstrap import Statistic, bootstrap, paired_difference
+from maxquery_jax.metrics.bootstrap import (
+    Statistic,
+    bootstrap,
+    paired_difference,
+    resample_weights,
+)
 from maxquery_jax.study.columns import Measured, nan_mean
 
 RESAMPLES = 10_000  # so that a p-value can stay below 0.05 after Holm's correction
@@ -46,12 +51,13 @@ class Comparison:
 
     Attributes:
         value: mean over the seeds that both have.
-        low: lower end of the paired bootstrap interval over cases.
+        low: lower end of the bootstrap interval over cases, paired where they are the same.
         high: upper end.
-        p_bootstrap: two-sided, of the paired bootstrap over cases.
+        p_bootstrap: two-sided, of that bootstrap.
         p_wilcoxon: two-sided, of Wilcoxon's signed-rank test on the values of the cases, each the
-            mean over seeds; NaN where a case has no value of its own.
+            mean over seeds; NaN where a case has no value of its own, or the cases differ.
         seeds: seed to difference.
+        is_paired: whether both rows are of the same cases.
         p_bootstrap_holm: corrected for the number of pairs of the table.
         p_wilcoxon_holm: likewise.
     """
@@ -62,6 +68,7 @@ class Comparison:
     p_bootstrap: float
     p_wilcoxon: float
     seeds: Mapping[int, float]
+    is_paired: bool = True
     p_bootstrap_holm: float = math.nan
     p_wilcoxon_holm: float = math.nan
 
@@ -89,8 +96,11 @@ def make_cell(measured: Mapping[int, Measured]) -> Cell:
 def compare(first: Mapping[int, Measured], second: Mapping[int, Measured]) -> Comparison | None:
     """First minus second on the same cases; None without a common seed.
 
+    Where the two are of different cohorts, the cases of each are drawn by themselves.
+
     Args:
-        first: seed to the column, of the same cases in the same order as `second`.
+        first: seed to the column, of the same cases in the same order as `second`, or of another
+            cohort.
         second: likewise.
     """
     common = [seed for seed in first if seed in second]
@@ -99,13 +109,16 @@ def compare(first: Mapping[int, Measured], second: Mapping[int, Measured]) -> Co
     seeds = {seed: first[seed].value - second[seed].value for seed in common}
     value = float(np.mean(list(seeds.values())))
     sides = [[row[seed] for seed in common] for row in (first, second)]
+    is_paired = len({part.cohort for parts in sides for part in parts}) == 1
     one, two = (_mean_statistic(parts) for parts in sides)
     low = high = p_value = math.nan
     support = min(part.support for parts in sides for part in parts)
     if one is not None and two is not None and support > 1:
-        found = paired_difference(one[0], two[0], one[1], resamples=RESAMPLES)[0]
+        other = two[0] if is_paired else _drawn_apart(*two)
+        found = paired_difference(one[0], other, one[1], resamples=RESAMPLES)[0]
         low, high, p_value = found.low, found.high, found.p_value
-    return Comparison(value, low, high, p_value, _wilcoxon(*sides), seeds)
+    p_wilcoxon = _wilcoxon(*sides) if is_paired else math.nan
+    return Comparison(value, low, high, p_value, p_wilcoxon, seeds, is_paired)
 
 
 def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -143,6 +156,17 @@ def _mean_statistic(parts: Sequence[Measured]) -> tuple[Statistic, int] | None:
         return np.mean([part(weights) for part in statistics], axis=0)
 
     return statistic, counts.pop()
+
+
+def _drawn_apart(statistic: Statistic, num_cases: int) -> Statistic:
+    """The statistic over draws of its own, as many as it is given weights [R, n] of other cases."""
+
+    def apart(weights: np.ndarray) -> np.ndarray:
+        if len(weights) == 1:  # the value on all cases
+            return statistic(np.ones((1, num_cases)))
+        return statistic(resample_weights(num_cases, len(weights), seed=1))
+
+    return apart
 
 
 def _wilcoxon(first: Sequence[Measured], second: Sequence[Measured]) -> float:

@@ -31,7 +31,8 @@ def build_table(
     Returns:
         JSON values; numbers that are undefined are None.
     """
-    first = next((e for seeds in evaluations.values() for e in seeds.values()), None)
+    measured = [e for row in table.rows for e in evaluations.get(row.variant, {}).values()]
+    first = measured[0] if measured else None
     columns = expand(table.columns, first.tumours if first else ())
     rows = {
         row.title: _measure_row(row, columns, evaluations.get(row.variant, {}))
@@ -55,6 +56,7 @@ def build_table(
             'inlier_cases': sum(not case['is_ood'] for case in cases),
             'ood_cases': sum(case['is_ood'] for case in cases),
         },
+        'cohorts': len({evaluation.cohort for evaluation in measured}),
         'resamples': RESAMPLES,
         'columns': [dataclasses.asdict(column) for column in columns],
         'rows': [
@@ -83,6 +85,7 @@ def _measure_row(
         for seed, evaluation in evaluations.items():
             measured = measure(evaluation, column, row.score)
             if measured is not None:
+                measured = dataclasses.replace(measured, cohort=evaluation.cohort)
                 found.setdefault(column.key, {})[seed] = measured
     return found
 

@@ -19,14 +19,15 @@ def run_workers(command: Sequence[str], count: int) -> list[int]:
     """Runs the same command `count` times side by side until all have ended.
 
     Their lines are printed with the worker's number in front. SIGTERM and SIGINT are passed on, so
-    that the workers save and stop.
+    that the workers save and stop. What a worker leaves running when it is killed ends with it.
 
     Args:
         command: program and arguments; the processes share out the runs by themselves.
         count: processes, at most one per core.
 
     Returns:
-        Exit code of each.
+        Exit code of each. A worker that was stopped ends with 2, as after a fault of the input:
+        both mean that something is left, which the same command does.
 
     Raises:
         UserError: there are fewer cores than workers.
@@ -41,7 +42,8 @@ def run_workers(command: Sequence[str], count: int) -> list[int]:
         for reader in readers:
             reader.start()
         codes = [process.wait() for process in processes]
-        for reader in readers:
+        for process, reader in zip(processes, readers, strict=True):
+            _kill_rest(process)
             reader.join()
     return codes
 
@@ -90,6 +92,12 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def _kill_rest(process: subprocess.Popen) -> None:
+    """Ends what a worker left behind, which would hold our end of its output open for ever."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _relay(number: int, process: subprocess.Popen) -> None:

@@ -4,12 +4,13 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
 from maxquery_jax.parallel.mesh import make_mesh
-from maxquery_jax.train import run_dir
+from maxquery_jax.train import run_dir, zept_stage
 from maxquery_jax.train.checkpoint import load_params, merge_params
 from maxquery_jax.train.data import TrainingData, open_data
 from maxquery_jax.train.loop import StageRun
@@ -19,9 +20,17 @@ from maxquery_jax.train.state import count_parameters, init_params
 from maxquery_jax.train.validate import validate
 from maxquery_jax.typing import Config, PyTree
 
-# Heads belong to one objective; the backbone must carry over whole, and for SynthCP the segmenter.
+# Heads belong to one objective; the backbone must carry over whole, for SynthCP the segmenter, for
+# ZePT all of stage I.
 _HEADS = r'(?!backbone/)'
-_NEW = {'synthcp': r'(generator|discriminator)/'}
+_DROPPED = {'zept_stage2': ''}
+_NEW = {
+    'synthcp': r'(generator|discriminator)/',
+    'zept_stage2': (
+        r'(refinement_decoder|fundamental_out|advanced_mask_head|knowledge_projection|'
+        r'knowledge_norm)/|log_temperature$'
+    ),
+}
 
 
 def train(
@@ -29,6 +38,7 @@ def train(
     workdir: str | os.PathLike[str],
     *,
     on_log: Callable[[], None] = lambda: None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Runs every stage of an experiment; a second call continues or finds nothing to do.
 
@@ -36,6 +46,7 @@ def train(
         config: see `configs/base.py`.
         workdir: run directory (DESIGN section 6).
         on_log: called after metric rows were written.
+        defaults: of the config's fields, see `RunDir.write_config`.
 
     Raises:
         UserError: anything the user or the data can mend.
@@ -47,8 +58,9 @@ def train(
         enable_compilation_cache(run.path / 'cache')
         data = open_data(config, run.path)
         mesh = make_mesh(**config.mesh)
-        run.write_config(json.loads(config.to_json_best_effort()))
+        run.write_config(json.loads(config.to_json_best_effort()), defaults)
         run.write_manifest(_manifest(config, data, dict(mesh.shape)))
+        zept_stage.keep_knowledge(config, run.path)
         for name in config.stages:
             _run_stage(config, name, data, mesh, run, on_log)
     finally:
@@ -121,12 +133,22 @@ def _initial_params(config: Config, stage: Stage, data: TrainingData, path: path
         return initial
     print(f'{stage.name}: initial weights from {source}', flush=True)
     only_initial = _NEW.get(stage.config.objective, _HEADS)
-    return merge_params(initial, loaded, only_loaded=_HEADS, only_initial=only_initial)
+    only_loaded = _DROPPED.get(stage.config.objective, _HEADS)
+    return merge_params(initial, loaded, only_loaded=only_loaded, only_initial=only_initial)
 
 
 def _manifest(config: Config, data: TrainingData, mesh: dict) -> dict:
     first = data.manifest.to_json()
-    keys = ('dataset', 'spacing_mm', 'channels', 'intensity', 'labels', 'label_map', 'splits')
+    keys = (
+        'dataset',
+        'spacing_mm',
+        'channels',
+        'intensity',
+        'labels',
+        'label_map',
+        'contains',
+        'splits',
+    )
     several = len(data.stores) > 1
     sources = {
         f'{store.manifest.dataset}/{case_id}' if several else case_id: case['sha256']

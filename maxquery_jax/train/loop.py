@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from maxquery_jax.errors import UserError
+from maxquery_jax.errors import StoppedError, UserError
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import mesh_context
 from maxquery_jax.train.checkpoint import CHECKPOINT_DIR, StageCheckpoints
@@ -65,6 +65,7 @@ class StageRun:
 
         Raises:
             UserError: the loss is not finite, or a checkpoint cannot be read.
+            StoppedError: SIGTERM came; the step it came in is saved.
         """
         with mesh_context(self.mesh):
             state, start = self._restore_or_create(initial_params)
@@ -171,7 +172,7 @@ class StageRun:
                 self._checkpoints.save(state, step)
             if stopping:
                 self._checkpoints.close()
-                raise UserError(
+                raise StoppedError(
                     f'stopped by signal {stopping} after saving step {step}; the same '
                     'command continues'
                 )

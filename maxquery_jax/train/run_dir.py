@@ -6,11 +6,11 @@ import json
 import os
 import pathlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from maxquery_jax.errors import UserError
-from maxquery_jax.files import write_json, write_text
+from maxquery_jax.files import read_json, write_json, write_text
 
 CONFIG, MANIFEST, METRICS = 'config.json', 'manifest.json', 'metrics.jsonl'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorstore', 'numpy')
@@ -55,28 +55,32 @@ class RunDir:
                 f'{self.path} is in use by another training; wait for it or use another --workdir'
             ) from error
 
-    def write_config(self, config: dict[str, Any]) -> None:
+    def write_config(
+        self, config: dict[str, Any], defaults: Mapping[str, Any] | None = None
+    ) -> None:
         """Stores the resolved config, or checks that a restart still means the same experiment.
+
+        A newer version of the program may have fields that the run's first start did not know. They
+        are no difference while they have their default, and the file stays as it was written.
+
+        Args:
+            config: resolved config.
+            defaults: what its fields are unless an experiment says otherwise.
 
         Raises:
             UserError: a field differs from the run's first start.
         """
         file = self.path / CONFIG
-        if file.is_file():
-            before = dict(_flatten(json.loads(file.read_text())))
-            now = dict(_flatten(json.loads(json.dumps(config))))
-            changed = [
-                key
-                for key in sorted({*before, *now})
-                if before.get(key) != now.get(key) and not _is_free(key)
-            ]
-            if changed:
-                key = changed[0]
-                raise UserError(
-                    f'{self.path} was started with {key}={before.get(key)}, now it is '
-                    f'{now.get(key)}; choose another --workdir or the old value'
-                )
-        write_json(file, config)
+        if not file.is_file():
+            write_json(file, config)
+            return
+        stored = read_json(file, fix='restore it, or choose another --workdir')
+        now = json.loads(json.dumps(config))
+        difference = _first_difference(stored, now, json.loads(json.dumps(dict(defaults or {}))))
+        if difference:
+            raise UserError(f'{self.path} was started {difference}')
+        if _take_over_free(stored, now):
+            write_json(file, stored)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Stores versions, data and mesh of this start."""
@@ -120,6 +124,48 @@ def _parse_rows(file: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def _is_free(key: str) -> bool:
     return any(key == field or key.startswith(field + '.') for field in _FREE_FIELDS)
+
+
+def _first_difference(before: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """What keeps a run from going on, to stand behind 'was started'; '' for nothing."""
+    old, new, usual = (dict(_flatten(tree)) for tree in (before, now, defaults))
+    for key in sorted({*old, *new}):
+        if _is_free(key) or (key not in old and _is_of_unused_stage(key, now)):
+            continue
+        if key not in new:
+            return (
+                f'with {key}={old[key]}, a field that is not there any more; choose another '
+                '--workdir or the version of the program that it was started with'
+            )
+        if key not in old and (key not in usual or new[key] != usual[key]):
+            was = f' ({usual[key]})' if key in usual else ''
+            return f'without {key}{was}, now it is {new[key]}; choose another --workdir or drop it'
+        if key in old and old[key] != new[key]:
+            return (
+                f'with {key}={old[key]}, now it is {new[key]}; choose another --workdir or the old '
+                'value'
+            )
+    return ''
+
+
+def _is_of_unused_stage(key: str, config: dict[str, Any]) -> bool:
+    """Whether a field belongs to a stage that the experiment describes but does not train."""
+    name = key.split('.')[0]
+    section = config.get(name)
+    is_stage = isinstance(section, dict) and 'objective' in section
+    return is_stage and name not in config.get('stages', ())
+
+
+def _take_over_free(before: dict[str, Any], now: dict[str, Any], prefix: str = '') -> bool:
+    """Gives the free fields of `before` the values they have now; whether any differed."""
+    is_changed = False
+    for name in before.keys() & now.keys():
+        key, old, new = f'{prefix}{name}', before[name], now[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            is_changed |= _take_over_free(old, new, f'{key}.')
+        elif _is_free(key) and old != new:
+            before[name], is_changed = new, True
+    return is_changed
 
 
 def _flatten(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:

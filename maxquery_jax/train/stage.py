@@ -18,11 +18,12 @@ from maxquery_jax.data.store import Manifest
 from maxquery_jax.errors import UserError
 from maxquery_jax.losses import total
 from maxquery_jax.models.build import build_model
-from maxquery_jax.optim import build_optimizer
+from maxquery_jax.models.zept import STAGE1_MODULES
+from maxquery_jax.optim import build_optimizer, keep_fixed
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import DATA, FSDP
 from maxquery_jax.train import state as train_state
-from maxquery_jax.train import steps
+from maxquery_jax.train import steps, zept_stage
 from maxquery_jax.train.rngs import stream_key
 from maxquery_jax.typing import Array, Config, PyTree
 
@@ -111,6 +112,7 @@ def make_model(
         spacing_mm=(spacing_mm[0], spacing_mm[1], spacing_mm[2]),
         objective=objective,
         conv_form=conv_form or config.model.conv_form,
+        zept=zept_stage.model_sizes(config) if zept_stage.has_query_table(objective) else None,
     )
 
 
@@ -135,6 +137,8 @@ def build_stage(
     patch_size = tuple(config.data.patch_size)
     model = make_model(config, cfg.objective, manifest.num_classes, manifest.spacing_mm)
     tx, schedule = build_optimizer(cfg)
+    if cfg.objective == 'zept_stage2' and config.model.zept.freeze_stage1:
+        tx = keep_fixed(tx, STAGE1_MODULES)
     boxed = train_state.abstract_params(model, (1, *patch_size, len(manifest.channels)))
     crop = augment_policy.make_center_crop(patch_size, manifest.intensity)
     if config.augment.enabled:
@@ -146,7 +150,7 @@ def build_stage(
             augment = augment_policy.shard_augment(augment, mesh, (DATA, FSDP))
     else:
         augment, crop_size, deform_rate = crop, patch_size, 1.0
-    objective = _make_objective(cfg, config.model, manifest, config.model.conv_form)
+    objective = _make_objective(cfg, config, manifest, config.model.conv_form)
     train_step = steps.make_train_step(
         model,
         tx,
@@ -170,7 +174,7 @@ def build_stage(
         train_step=train_step,
         dropout_key=stream_key(config.seed, f'{name}/dropout'),
         augment_step=steps.make_augment_step(augment, seed=config.seed, stage=name),
-        eval_step=steps.make_eval_step(model, crop, manifest.num_classes),
+        eval_step=steps.make_eval_step(model, crop, _make_masks(cfg, config, manifest)),
         masked_classes=manifest.num_classes if is_partial else 0,
     )
 
@@ -188,7 +192,16 @@ def _refuse_partial_synthesis(name: str, cfg: Config, is_partial: bool) -> None:
         )
 
 
-def _make_objective(cfg: Config, model: Config, manifest: Manifest, form: str) -> steps.Objective:
+def _make_masks(cfg: Config, config: Config, manifest: Manifest) -> steps.Masks:
+    if zept_stage.has_query_table(cfg.objective):
+        table = zept_stage.query_table(config, manifest)
+        return steps.overlapping_masks(table.parents, table.classes)
+    return steps.exclusive_masks(manifest.num_classes)
+
+
+def _make_objective(cfg: Config, config: Config, manifest: Manifest, form: str) -> steps.Objective:
+    if zept_stage.has_query_table(cfg.objective):
+        return zept_stage.make_objective(cfg, config, manifest)
     loss = cfg.loss
     shared = {
         'ce_weight': loss.ce_weight,
@@ -203,7 +216,7 @@ def _make_objective(cfg: Config, model: Config, manifest: Manifest, form: str) -
         )
     return functools.partial(
         total.maxquery_objective,
-        query_groups=tuple(model.decoder.query_groups),
+        query_groups=tuple(config.model.decoder.query_groups),
         class_groups=manifest.class_groups,
         parents=manifest.parents,
         qd_weight=loss.qd_weight,
@@ -221,7 +234,7 @@ def count_flops(config: Config, stage: Stage, manifest: Manifest) -> float:
     model = make_model(
         config, stage.config.objective, manifest.num_classes, manifest.spacing_mm, 'plain'
     )
-    objective = _make_objective(stage.config, config.model, manifest, 'plain')
+    objective = _make_objective(stage.config, config, manifest, 'plain')
     params = sharding.unbox(stage.boxed_params)
     image = jax.ShapeDtypeStruct((1, *stage.patch_size, len(manifest.channels)), jnp.float32)
     label = jax.ShapeDtypeStruct((1, *stage.patch_size), jnp.int32)

@@ -1,12 +1,15 @@
 """The training and validation steps: pure functions, compiled once per phase."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from maxquery_jax.losses.masks import UNSEEN
+from maxquery_jax.ops.targets import Parents, class_targets
 from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.state import TrainState
 from maxquery_jax.typing import Array, Batch, PyTree
@@ -155,8 +158,47 @@ def _accumulate(gradients: Gradients, parts: int) -> Gradients:
     return accumulated
 
 
+Masks = Callable[[Any, Array], tuple[Array, Array]]
+"""(outputs, label [B, D, H, W]) to predicted and true masks, bool [K, B, D, H, W] each."""
+
+
+def exclusive_masks(num_classes: int) -> Masks:
+    """Masks of a model with one class per voxel."""
+
+    def masks(outputs: Any, label: Array) -> tuple[Array, Array]:
+        classes = jnp.arange(num_classes).reshape(-1, 1, 1, 1, 1)
+        predicted = jnp.argmax(outputs.seg_logits, axis=-1)
+        return predicted[None] == classes, label[None] == classes
+
+    return masks
+
+
+def overlapping_masks(parents: Parents, query_classes: Sequence[int]) -> Masks:
+    """Masks of a model with one sigmoid per query; an organ's hold its tumours.
+
+    Args:
+        parents: of the K classes, see `ops.targets.class_targets`.
+        query_classes: class of each query, `losses.masks.UNSEEN` for none; classes without a query
+            are neither predicted nor counted.
+    """
+
+    def masks(outputs: Any, label: Array) -> tuple[Array, Array]:
+        logits = outputs.mask_logits
+        rows = [-1] * len(parents)
+        for query, known in enumerate(query_classes[: logits.shape[1]]):
+            if known != UNSEEN:
+                rows[known] = query
+        empty = jnp.zeros_like(label, bool)
+        truth = jnp.moveaxis(class_targets(label, parents), -1, 0)
+        predicted = [logits[:, q] > 0 if q >= 0 else empty for q in rows]
+        shown = [truth[k] if q >= 0 else empty for k, q in enumerate(rows)]
+        return jnp.stack(predicted), jnp.stack(shown)
+
+    return masks
+
+
 def make_eval_step(
-    model: nn.Module, crop: Augment, num_classes: int
+    model: nn.Module, crop: Augment, masks: Masks
 ) -> Callable[[PyTree, Batch], Array]:
     """Builds `step(params, batch) -> counts` for validation Dice.
 
@@ -168,9 +210,7 @@ def make_eval_step(
     def step(params: PyTree, batch: Batch) -> Array:
         batch = crop(batch, jax.random.key(0))
         outputs = model.apply({'params': params}, batch['image'], train=False)
-        predicted = jnp.argmax(outputs.seg_logits, axis=-1)
-        classes = jnp.arange(num_classes).reshape(-1, 1, 1, 1, 1)
-        predicted, label = predicted[None] == classes, batch['label'][None] == classes
+        predicted, label = masks(outputs, batch['label'])
         if 'class_mask' in batch:
             annotated = batch['class_mask'].T[:, :, None, None, None]
             predicted, label = predicted & annotated, label & annotated

@@ -3,10 +3,9 @@
 import math
 
 from maxquery_jax.errors import UserError
+from maxquery_jax.models.build import OBJECTIVES
 from maxquery_jax.optim import build_optimizer
 from maxquery_jax.typing import Config
-
-OBJECTIVES = ('segmentation', 'maxquery', 'synthcp')
 
 
 def validate(config: Config) -> None:

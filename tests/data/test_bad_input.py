@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import re
-import subprocess
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +15,7 @@ from maxquery_jax.data.prepare import prepare
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference.predict import predict
+from tests import processes
 from tests.inference.threshold_model import expected_label, make_threshold_model
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -135,14 +135,10 @@ def test_commands_exit_with_the_code(verb, name, tmp_path, python):
     (bad,) = [bad for bad in TABLE if bad.name == name]
     bad.make(tmp_path / 'raw')
     args = [f'--store={tmp_path / "store"}'] if verb == 'prepare' else []
-    run = subprocess.run(
+    run = processes.run(
         [python, '-m', f'launch.{verb}', '--dataset=decathlon', f'--source={tmp_path / "raw"}']
         + args,
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
     )
     assert run.returncode == bad.code, run.stderr
     assert 'Traceback' not in run.stderr and not (tmp_path / 'store').exists()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -16,12 +15,13 @@ from store_helper import build_store, make_case
 from maxquery_jax.data.pipeline import build_batches
 from maxquery_jax.data.store import PatchStore, StoreWriter
 from maxquery_jax.errors import UserError
+from tests import processes
 
 OPTIONS = {'crop_size': (8, 10, 12), 'batch_size': 4, 'seed': 7}
 
 
 @pytest.fixture(scope='module')
-def s3_server():
+def s3_server(tmp_path_factory):
     """Address of a moto server on this machine, with one bucket."""
     if importlib.util.find_spec('moto') is None or importlib.util.find_spec('flask') is None:
         pytest.skip('the S3 server of moto[server] is not installed')
@@ -29,9 +29,8 @@ def s3_server():
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     command = [sys.executable, '-m', 'moto.server', '-H', '127.0.0.1', '-p', str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f'http://127.0.0.1:{port}'
-    try:
+    with processes.started(command, tmp_path_factory.mktemp('s3') / 'log.txt'):
         for _ in range(150):
             try:
                 bucket = urllib.request.Request(f'{address}/bucket', method='PUT')
@@ -42,9 +41,6 @@ def s3_server():
         else:
             pytest.skip('the S3 server of moto did not start')
         yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
 
 
 @pytest.fixture(params=['memory', 'memory_url', 'file', 'file_url', 's3'])

@@ -1,5 +1,6 @@
 """The folder that the built-in cohort writes, and the specifications that it accepts."""
 
+import dataclasses
 import json
 
 import nibabel as nib
@@ -180,3 +181,42 @@ def test_held_out_labels_can_be_chosen():
     for plan in plans:
         assert (plan.choices[0] == 'cyst') == (plan in plans[-2:])
         assert plan.second != 'cyst'
+
+
+def test_fewer_organs_and_tumours(tmp_path):
+    """What is not annotated counts to what contains it; unknown kinds stay unknown."""
+    spec = CohortSpec(
+        task='abdomen',
+        region='liver',
+        organs=('liver', 'spleen'),
+        tumours=('liver_tumor', 'hepatic_vessel_tumor'),
+        num_train=1,
+        num_val=0,
+        num_test_inlier=0,
+        num_test_ood=1,
+        shape_zyx=(16, 24, 24),
+        spacing_mm=(12.0, 10.0, 10.0),
+    )
+    names = ('background', 'liver', 'spleen', 'liver_tumor', 'hepatic_vessel_tumor')
+    assert spec.resolved_task.labels == names
+    write_cohort(tmp_path, spec)
+    content = json.loads((tmp_path / 'dataset.json').read_text())
+    assert tuple(content['labels'].values()) == names
+    assert content['maxquery_jax']['roles']['hepatic_vessel_tumor'] == 'ood'
+    kinds = [found[0]['label'] for found in content['maxquery_jax']['tumours'].values()]
+    assert kinds == ['liver_tumor', 'hepatic_vessel_tumor']
+    del content['maxquery_jax']['spec']['organs'], content['maxquery_jax']['spec']['tumours']
+    (tmp_path / 'dataset.json').write_text(json.dumps(content))
+    with pytest.raises(UserError, match='another data set'):  # the organs differ
+        write_cohort(tmp_path, spec)
+    whole = dataclasses.replace(spec, organs=None, tumours=None)
+    write_cohort(tmp_path, whole)  # a folder of the first release, which had no such fields
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [({'organs': ('lever',)}, 'organs'), ({'tumours': ('liver',)}, 'tumours')],
+)
+def test_unknown_organs_and_tumours(fields, message):
+    with pytest.raises(UserError, match=f'phantom {message}: .* is not'):
+        CohortSpec(task='abdomen', **fields)

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import shutil
-import subprocess
 
 import nifti_helper as helper
 import numpy as np
@@ -19,6 +18,7 @@ from maxquery_jax.data.sources import PairOptions
 from maxquery_jax.data.splits import SplitOptions
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHAPE = (16, 14, 10)
@@ -336,9 +336,8 @@ def test_phantom_cohort_is_written_first(tmp_path):
 
 
 def launch(python, verb, *args):
-    return subprocess.run(
-        [python, '-m', f'launch.{verb}', *args], cwd=ROOT, capture_output=True, text=True,
-        timeout=120, check=False,
+    return processes.run(
+        [python, '-m', f'launch.{verb}', *args], cwd=ROOT,
     )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
 import threading
 import time
 
@@ -16,6 +15,7 @@ from maxquery_jax.data.prepare import prepare
 from maxquery_jax.data.splits import SplitOptions
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHAPE = (16, 14, 10)
@@ -75,13 +75,9 @@ def test_killed_prepare_continues(point, raw, tmp_path, python):
     module, name, number, complete = POINTS[point]
     if number < 0:  # the last of the renames: one for every case comes before
         number = len('abcd') + 1
-    run = subprocess.run(
+    run = processes.run(
         [python, '-c', CHILD, str(raw), str(broken), module, name, str(number)],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert not (broken / 'manifest.json').exists()

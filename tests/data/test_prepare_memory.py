@@ -3,11 +3,12 @@
 import json
 import os
 import pathlib
-import subprocess
 
 import nifti_helper as helper
 import numpy as np
 import pytest
+
+from tests import processes
 
 CHILD = r"""
 import json, pathlib, re, sys
@@ -55,11 +56,9 @@ def build(folder, shape, kind):
 def peak_of(folder, store, spacing, python):
     """(bytes before, peak bytes, shape in the store) of a process that prepares the folder."""
     root = pathlib.Path(__file__).parent.parent.parent
-    run = subprocess.run(
+    run = processes.run(
         [python, '-c', CHILD, str(folder), json.dumps(spacing), str(store)],
-        capture_output=True,
-        text=True,
-        check=False,
+        limit_s=3600,  # the largest scan takes minutes
         cwd=root,
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(root)},
     )

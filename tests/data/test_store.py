@@ -313,11 +313,12 @@ def test_threads_and_pickle_read_the_same(store_path):
     def work(index):
         results[index] = clone.read_image(f'c{index % 4}', (2, 2, 2), (9, 9, 9))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive()
     for index in range(16):
         want = make_case(index % 4)[0][2:11, 2:11, 2:11]
         np.testing.assert_array_equal(results[index], want)

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import subprocess
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +14,7 @@ from maxquery_jax.data.prepare import prepare
 from maxquery_jax.data.sources import PairOptions
 from maxquery_jax.data.store import PatchStore
 from maxquery_jax.errors import UserError
+from tests import processes
 from tests.data.dicom.dicom_helper import (
     SECRETS,
     Place,
@@ -166,14 +166,14 @@ def test_commands(tmp_path, python):
         '--labels=*_seg.nii.gz', '--label_names=1:liver,2:liver_tumour', '--workers=0',
     ]  # fmt: skip
     check = [python, '-m', 'launch.check', *flags, f'--json={tmp_path / "findings.json"}']
-    run = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
+    run = processes.run(check, cwd=ROOT)
     assert run.returncode == 2 and 'dicom_series' in run.stdout
     (row,) = [
         r for r in json.loads((tmp_path / 'findings.json').read_text()) if 'series' in r['check']
     ]
     assert row['case'] == 'case3'
     store = [python, '-m', 'launch.prepare', *flags, f'--store={tmp_path / "store"}', '--series=1']
-    done = subprocess.run(store, cwd=ROOT, capture_output=True, text=True)
+    done = processes.run(store, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     for text in (run.stdout, run.stderr, done.stdout, done.stderr):
         assert not any(secret in text for secret in SECRETS)

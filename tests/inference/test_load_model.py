@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from maxquery_jax.inference.predict import predict
 from maxquery_jax.train.checkpoint import StageCheckpoints
 from maxquery_jax.train.stage import make_model
 from maxquery_jax.train.state import TrainState, init_params
+from tests import processes
 
 PATCH = (16, 32, 32)
 SPACING = (3.0, 2.0, 2.0)
@@ -188,14 +188,10 @@ def test_unknown_stage_is_a_user_error(run):
 def test_the_command_names_a_damaged_scan(run, tmp_path, python):
     good = save_scan(tmp_path / 'good.nii.gz', phantom_hu(PATCH[::-1]), AFFINE)
     (tmp_path / 'bad.nii.gz').write_bytes(good.read_bytes()[:-100])
-    done = subprocess.run(
+    done = processes.run(
         [python, '-m', 'launch.predict', f'--model={run[0]}', f'--input={tmp_path}']
         + [f'--output={tmp_path / "out"}'],
         cwd=pathlib.Path(__file__).parent.parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
     )
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith('error:')]

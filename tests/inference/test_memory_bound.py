@@ -3,12 +3,12 @@
 import json
 import os
 import pathlib
-import subprocess
 
 import numpy as np
 import pytest
 
 from maxquery_jax.inference.memory import estimate_memory
+from tests import processes
 from tests.data import nifti_helper
 
 CHILD = r"""
@@ -52,12 +52,10 @@ def _predict(folder, shape, python, *, spacing, classes, patch, limit_gb):
         'PYTHONPATH': os.pathsep.join([str(here), str(here.parent.parent)]),
     }
     arguments = [str(folder), str(spacing), str(limit_gb), str(classes), json.dumps(patch)]
-    run = subprocess.run(
+    run = processes.run(
         [python, '-c', CHILD, *arguments],
-        capture_output=True,
-        text=True,
+        limit_s=3600,  # the largest scan takes a quarter of an hour
         env=environment,
-        check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])

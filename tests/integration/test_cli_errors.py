@@ -1,22 +1,19 @@
 """The shipped commands answer a wrong call with one line and exit code 2, before computing."""
 
 import pathlib
-import subprocess
 
 import pytest
+
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = '--config=configs/maxquery.py:demo'
 
 
 def launch(python, verb, *args):
-    return subprocess.run(
+    return processes.run(
         [python, '-m', f'launch.{verb}', *args],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
     )
 
 

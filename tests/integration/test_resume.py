@@ -4,7 +4,6 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
 import time
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from maxquery_jax.train.checkpoint import load_params
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 KILLS = 5
@@ -41,47 +41,38 @@ TINY = [
 ]
 
 
-def start(python, workdir, store=''):
+def start(python, workdir, log, store=''):
     extra = [f'--config.data.store={store}'] if store else []
-    return subprocess.Popen(
+    return processes.started(
         [python, '-m', 'launch.train', *TINY, *extra, f'--workdir={workdir}'],
+        log,
         cwd=ROOT,
         env={**os.environ, 'XLA_FLAGS': ''},  # training takes longer than its compilation
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
-def wait_for_step(process, deadline_s=120):
-    """Returns once a training step was logged, or at the end of the process."""
-    limit = time.monotonic() + deadline_s
-    for line in process.stdout:
-        assert time.monotonic() < limit, 'no step in time'
-        if ' loss ' in line:
-            return True
-    return False
+def wait_for_step(process, log):
+    """Whether a training step was logged before the process ended."""
+    return processes.wait_until(lambda: ' loss ' in log.read_text(), process)
 
 
 @pytest.mark.integration
 def test_kill_at_any_moment_ends_bit_identical(python, tmp_path):
-    whole = start(python, tmp_path / 'whole')
-    log, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, log
+    log = tmp_path / 'log.txt'
+    with start(python, tmp_path / 'whole', log) as whole:
+        assert whole.wait(processes.LIMIT_S) == 0, log.read_text()
     store = tmp_path / 'whole' / 'phantom' / 'store'
 
     rng = random.Random(0)
     kills = 0
     while True:
-        process = start(python, tmp_path / 'killed', store)
-        if kills == KILLS:
-            log, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, log
-            break
-        alive = wait_for_step(process)
-        time.sleep(rng.uniform(0.0, 0.6))
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        with start(python, tmp_path / 'killed', log, store) as process:
+            if kills == KILLS:
+                assert process.wait(processes.LIMIT_S) == 0, log.read_text()
+                break
+            alive = wait_for_step(process, log)
+            time.sleep(rng.uniform(0.0, 0.6))
+            processes.kill(process)
         kills += 1
         if not alive:
             break
@@ -94,9 +85,10 @@ def test_kill_at_any_moment_ends_bit_identical(python, tmp_path):
 
 @pytest.mark.integration
 def test_sigterm_saves_and_says_so(python, tmp_path):
-    process = start(python, tmp_path / 'run')
-    assert wait_for_step(process)
-    process.send_signal(signal.SIGTERM)
-    log, _ = process.communicate(timeout=120)
-    assert process.returncode == 2 and 'the same command continues' in log, log
+    log = tmp_path / 'log.txt'
+    with start(python, tmp_path / 'run', log) as process:
+        assert wait_for_step(process, log)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(processes.LIMIT_S)
+    assert code == 2 and 'the same command continues' in log.read_text(), log.read_text()
     assert load_params(tmp_path / 'run')[2] >= 1

@@ -52,7 +52,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(label, align_unseen):
         knowledge=knowledge,
         align_unseen=align_unseen,
         dice_weight=2.0,
-        bce_weight=3.0,
+        ce_weight=3.0,
         class_weight=5.0,
         alignment_weight=7.0,
         **TRUTH,

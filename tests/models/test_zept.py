@@ -163,7 +163,9 @@ def test_frozen_stage_one_gets_no_gradient(params, image):
     assert only_attention_biases(dead - frozen)
 
 
-@pytest.mark.parametrize('options', [{}, {'ofg': False}, {'qrd': False, 'qka': False}])
+@pytest.mark.parametrize(
+    'options', [{}, {'ofg': False}, {'grouping': 'groupvit'}, {'qrd': False, 'qka': False}]
+)
 def test_stage_one_is_a_subtree_of_stage_two(options, image):
     one = path_names(meta.unbox(abstract_params(build(stage=1, **options), image)))
     two = path_names(meta.unbox(abstract_params(build(**options), image)))
@@ -241,6 +243,12 @@ def test_ablations_change_what_they_say(image):
     grouped, _ = shapes_of(build(ofg=False), image)
     assert 'grouping' not in grouped['fundamental_decoder']['block0']
     assert 'self' in grouped['fundamental_decoder']['block0']
+    clustered, _ = shapes_of(build(grouping='groupvit'), image)
+    block = clustered['fundamental_decoder']['block0']
+    assert 'soft' not in block
+    assert set(block['groupvit']) == {'self', 'grouping'}
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (full, clustered)]
+    assert sizes[0] - sizes[1] == 1  # the learned temperature
     plain, outputs = shapes_of(build(qrd=False), image)
     assert outputs.prompts == {}
     assert 'joint' not in plain['refinement_decoder']
@@ -314,3 +322,27 @@ def test_paper_scale():
     assert [outputs.prompts[s].shape[1:] for s in (32, 16, 8, 4)] == [
         (n,) * 3 for n in (3, 6, 12, 24)
     ]
+
+
+def test_a_learned_scalar_shifts_all_masks(image):
+    plain, shifted = build(stage=1), build(stage=1, mask_prior=0.01)
+    init = jit(lambda key: meta.unbox(shifted.init(key, image))['params'])
+    params = init(jax.random.key(1))
+    shift = params['mask_shift']
+    np.testing.assert_allclose(shift, [np.log(0.01 / 0.99)], rtol=1e-6)
+    rest = {name: value for name, value in params.items() if name != 'mask_shift'}
+    expected = jit(lambda p: plain.apply({'params': p}, image).mask_logits)(rest)
+
+    def total(p):
+        logits = shifted.apply({'params': p}, image).mask_logits
+        return jnp.sum(logits), logits
+
+    grads, logits = jit(jax.grad(total, has_aux=True))(params)
+    np.testing.assert_allclose(logits, expected + shift[0], atol=1e-5)
+    np.testing.assert_allclose(grads['mask_shift'], [expected.size], rtol=1e-5)
+
+
+@pytest.mark.parametrize('prior', [0.0, 1.0, -0.1])
+def test_priors_are_probabilities(prior):
+    with pytest.raises(ValueError, match='mask_prior must lie in'):
+        ZePTOptions(mask_prior=prior)

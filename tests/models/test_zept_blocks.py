@@ -76,11 +76,8 @@ def test_masked_block_matches_loop(queries, features):
     allowed[1] = True
     x = queries + loop_attention(params['attention'], queries, features, allowed)
     x = norm(params['attention_norm'], x)
-    p, everyone = params['self'], np.ones((B, N), bool)
-    x = norm(p['attention_norm'], x + loop_attention(p['attention'], x, x, everyone))
-    hidden = np.maximum(linear(p['mlp']['layer0'], x), 0)
-    x = norm(p['mlp_norm'], x + linear(p['mlp']['layer1'], hidden))
-    np.testing.assert_allclose(result, x, rtol=1e-3, atol=1e-4)
+    expected = loop_self_attention(params['self'], x)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_blocked_voxels_have_no_say_and_no_gradient(queries, features):
@@ -100,8 +97,8 @@ def test_blocked_voxels_have_no_say_and_no_gradient(queries, features):
     np.testing.assert_array_equal(found.any(axis=-1), allowed)
 
 
-def test_grouping_block_matches_loop(queries, features):
-    params, result = run(blocks.GroupingBlock(), queries, features)
+def loop_grouping(params, queries, features):
+    """Every voxel to the query it is most similar to, then the feed-forward part."""
     q, k = linear(params['query'], queries), linear(params['key'], features)
     v = linear(params['value'], features)
     grouped = np.zeros((B, N, C))
@@ -115,12 +112,48 @@ def test_grouping_block_matches_loop(queries, features):
     x = queries + linear(params['out'], grouped)
     hidden = linear(params['mlp']['layer0'], norm(params['mlp_norm'], x))
     hidden = np.asarray(jax.nn.gelu(hidden, approximate=False))
-    x += linear(params['mlp']['layer1'], hidden)
-    np.testing.assert_allclose(result, x, rtol=1e-3, atol=1e-4)
+    return x + linear(params['mlp']['layer1'], hidden)
 
 
-def test_grouping_trains_every_parameter_through_its_hard_choice(queries, features):
-    module = blocks.GroupingBlock()
+def loop_self_attention(p, x):
+    everyone = np.ones((B, N), bool)
+    x = norm(p['attention_norm'], x + loop_attention(p['attention'], x, x, everyone))
+    hidden = np.maximum(linear(p['mlp']['layer0'], x), 0)
+    return norm(p['mlp_norm'], x + linear(p['mlp']['layer1'], hidden))
+
+
+def test_grouping_block_matches_loop(queries, features):
+    params, result = run(blocks.GroupingBlock(), queries, features)
+    expected = loop_grouping(params, queries, features)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_groupvit_block_matches_loop(queries, features):
+    """Tokens see one another, never a voxel that is not assigned to them."""
+    params, result = run(blocks.GroupViTBlock(num_heads=HEADS), queries, features)
+    tokens = loop_self_attention(params['self'], queries)
+    expected = loop_grouping(params['grouping'], tokens, features)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_groupvit_tokens_ignore_the_voxels_of_others(queries, features):
+    """What OFG's soft attention would change: the voxels of one token move no other token."""
+    module = blocks.GroupViTBlock(num_heads=HEADS)
+    params, before = run(module, queries, features)
+    tokens = loop_self_attention(params['self'], queries)
+    grouping = params['grouping']
+    key = linear(grouping['key'], features)
+    winner = np.einsum('bnc,blc->bnl', linear(grouping['query'], tokens), key).argmax(axis=1)
+    changed = features.copy()
+    changed[0, 0] += 1e-3 * np.arange(5)  # too little to change the winner
+    after = np.asarray(module.apply({'params': params}, queries, changed))
+    moved = np.abs(after - before).max(axis=-1) > 1e-6
+    np.testing.assert_array_equal(moved[0], np.arange(N) == winner[0, 0])
+    assert not moved[1].any()
+
+
+@pytest.mark.parametrize('module', [blocks.GroupingBlock(), blocks.GroupViTBlock(num_heads=HEADS)])
+def test_grouping_trains_every_parameter_through_its_hard_choice(module, queries, features):
     params = draw(jax.eval_shape(lambda k: module.init(k, queries, features), jax.random.key(0)))
 
     @jax.jit
@@ -131,10 +164,15 @@ def test_grouping_trains_every_parameter_through_its_hard_choice(queries, featur
         return jnp.sum(update**3)
 
     leaves = jax.tree_util.tree_leaves_with_path(grad(params))
-    dead = [jax.tree_util.keystr(path) for path, leaf in leaves if not np.asarray(leaf).any()]
+    sizes = {jax.tree_util.keystr(path): float(np.abs(leaf).max()) for path, leaf in leaves}
+    dead = {name for name, size in sizes.items() if size < 1e-6 * max(sizes.values())}
     # A bias of the keys moves the similarities of all voxels to a query alike, which counts; one
     # of the queries moves those of all queries at a voxel alike, which a softmax over them ignores.
-    assert [name for name in dead if "'query']['bias'" not in name] == []
+    # In the self-attention before it, one of the keys moves all logits of a token alike.
+    prefix = "['params']" if isinstance(module, blocks.GroupingBlock) else "['params']['grouping']"
+    ignored = {f"{prefix}['query']['bias']", "['params']['self']['attention']['key']['bias']"}
+    assert dead <= ignored
+    assert len(dead) == (1 if isinstance(module, blocks.GroupingBlock) else 2)
 
 
 def test_heads_that_do_not_divide_the_width(queries, features):

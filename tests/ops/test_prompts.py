@@ -120,3 +120,62 @@ def test_anomaly_logit_bias_matches_loop():
     np.testing.assert_allclose(new_tumours, tumours + score[:, None], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match='1 entries of hosts for 2'):
         prompts.anomaly_logit_bias(jnp.asarray(organs), jnp.asarray(tumours), ((0,),))
+
+
+BOX_SHAPE, CLASSES = (4, 5, 6), (2, 7, 5)
+box = jax.jit(prompts.boxes_from_labels, static_argnames='classes')
+rasterise = jax.jit(prompts.rasterise_boxes, static_argnames='shape')
+
+
+@pytest.fixture
+def sparse_labels() -> np.ndarray:
+    """Few voxels per class, so that boxes differ; the last sample shows no class asked for."""
+    rng = np.random.default_rng(3)
+    label = np.where(rng.random((6, *BOX_SHAPE)) < 0.05, rng.integers(1, 8, (6, *BOX_SHAPE)), 0)
+    label[-1] = 1
+    return label.astype(np.uint8)
+
+
+def loop_boxes(label, classes):
+    """Smallest and largest index of the voxels of each class."""
+    boxes = np.zeros((len(label), len(classes), 6), int)
+    for b, m in np.ndindex(boxes.shape[:2]):
+        voxels = [v for v in np.ndindex(label.shape[1:]) if label[(b, *v)] == classes[m]]
+        if voxels:
+            boxes[b, m] = [*np.min(voxels, axis=0), *(np.max(voxels, axis=0) + 1)]
+    return boxes
+
+
+def test_boxes_from_labels_match_loops_under_jit_and_vmap(sparse_labels):
+    expected = loop_boxes(sparse_labels, CLASSES)
+    assert (expected[:-1].any(axis=-1)).sum() > 8
+    assert not expected[-1].any()
+    boxes = box(sparse_labels, CLASSES)
+    assert boxes.dtype == jnp.int32
+    np.testing.assert_array_equal(boxes, expected)
+    mapped = jax.vmap(lambda label: box(label, CLASSES))(sparse_labels.reshape(3, 2, *BOX_SHAPE))
+    np.testing.assert_array_equal(mapped.reshape(boxes.shape), expected)
+    for b in range(len(sparse_labels)):  # batch neighbours change nothing
+        np.testing.assert_array_equal(box(sparse_labels[b : b + 1], CLASSES)[0], expected[b])
+
+
+def test_box_of_a_single_lesion_is_that_of_its_mask():
+    label = np.zeros((2, *BOX_SHAPE), np.int32)
+    label[0, 1:4, 0:2, 5:6] = 7
+    label[1, 0, 4, 0] = 2
+    label[1, 3, 4, 5] = 3
+    boxes = np.asarray(box(label, CLASSES))
+    for b, m in np.ndindex(2, 3):
+        np.testing.assert_array_equal(
+            boxes[b, m], prompts.boxes_from_mask(label[b] == CLASSES[m], 1)[0]
+        )
+    covered = np.asarray(rasterise(boxes, shape=BOX_SHAPE))
+    np.testing.assert_array_equal(covered, np.isin(label, CLASSES))
+
+
+def test_no_class_has_no_box():
+    label = np.full((1, *BOX_SHAPE), -1)
+    assert not np.asarray(box(label, (-1, 3))).any()
+    empty = box(label, ())
+    assert empty.shape == (1, 0, 6)
+    assert not np.asarray(rasterise(empty, shape=BOX_SHAPE)).any()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import subprocess
 
 import matplotlib.image
 import numpy as np
@@ -15,6 +14,7 @@ from maxquery_jax.report.build import report
 from maxquery_jax.report.compare import Method, OodSlice, compare, parse_method
 from maxquery_jax.report.labels import LabelTable
 from maxquery_jax.report.predictions import CaseFiles, PredictionSet
+from tests import processes
 from tests.inference import query_run
 
 TABLE = LabelTable.from_json(helper.LABELS, 'labels')
@@ -254,11 +254,8 @@ def test_the_commands(tmp_path, python, request):
         query_run.write_run(study / variant / 'seed0', store, seed=seed, qd_weight=0.1 - seed / 10)
 
     def run(verb, *flags):
-        done = subprocess.run(
+        done = processes.run(
             [python, '-m', f'launch.{verb}', *flags],
-            capture_output=True,
-            text=True,
-            check=False,
             cwd=request.config.rootpath,
         )
         return done.returncode, done.stdout, done.stderr

@@ -3,7 +3,6 @@
 import csv
 import json
 import pathlib
-import subprocess
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +14,7 @@ from sklearn import metrics as sk
 from maxquery_jax.errors import UserError
 from maxquery_jax.report.evaluate import evaluate
 from maxquery_jax.report.summary import read_summary
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 OOD_CASES = ('d', 'e')
@@ -335,16 +335,13 @@ def test_axis_order_of_the_files_does_not_matter(folders):
 @pytest.mark.integration
 def test_the_command(folders, python):
     command = [python, '-m', 'launch.evaluate', f'--predictions={folders / "predictions"}']
-    done = subprocess.run(
+    done = processes.run(
         [*command, f'--labels={folders / "raw/labels"}'],
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert 'OOD localisation' in done.stdout
     assert (folders / 'predictions' / 'summary.json').is_file()
-    wrong = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    wrong = processes.run(command, cwd=ROOT)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
         'error: --predictions needs --labels, the folder with the truth of every case'
@@ -356,4 +353,4 @@ def test_evaluation_needs_no_jax(python):
         'import sys, maxquery_jax.report.build, maxquery_jax.report.evaluate; '
         "sys.exit('jax' in sys.modules)"
     )
-    assert subprocess.run([python, '-c', code], check=False, cwd=ROOT).returncode == 0
+    assert processes.run([python, '-c', code], cwd=ROOT).returncode == 0

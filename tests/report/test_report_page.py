@@ -4,7 +4,6 @@ import base64
 import html.parser
 import io
 import json
-import subprocess
 
 import matplotlib.image
 import prediction_helper as helper
@@ -15,6 +14,7 @@ from maxquery_jax.report.build import report
 from maxquery_jax.report.evaluate import evaluate
 from maxquery_jax.report.page import write_page
 from maxquery_jax.report.tables import Table
+from tests import processes
 
 
 class _Page(html.parser.HTMLParser):
@@ -135,11 +135,8 @@ def test_text_is_escaped(tmp_path):
 @pytest.mark.integration
 def test_the_command(tmp_path, python, request):
     run = _run(tmp_path)
-    done = subprocess.run(
+    done = processes.run(
         [python, '-m', 'launch.report', f'--model={run}', '--cases=1'],
-        capture_output=True,
-        text=True,
-        check=False,
         cwd=request.config.rootpath,
     )
     assert done.returncode == 0, done.stderr

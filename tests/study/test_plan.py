@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import maxquery
+from configs import maxquery, zept
 from configs.studies import (
     first_light,
     maxquery_ablation,
@@ -12,6 +12,8 @@ from configs.studies import (
     maxquery_table2,
     maxquery_table3,
     maxquery_table4,
+    zept_all,
+    zept_table1,
 )
 from maxquery_jax.errors import UserError
 from maxquery_jax.study.plan import plan, run_config, take_part
@@ -19,7 +21,8 @@ from maxquery_jax.study.spec import parse_study
 from tests.study.study_helper import study, table, tiny_config
 
 TABLES = (maxquery_table1, maxquery_table2, maxquery_table3, maxquery_table4)
-STUDIES = (*TABLES, maxquery_appendix, maxquery_ablation, maxquery_all, first_light)
+MAXQUERY = (*TABLES, maxquery_appendix, maxquery_ablation, maxquery_all, first_light)
+STUDIES = (*MAXQUERY, zept_all, zept_table1)
 
 
 def make(variants, **fields):
@@ -103,6 +106,36 @@ def test_a_decoder_may_differ_behind_a_shared_backbone_but_not_in_a_shared_stage
     assert list(run.stages) == ['finetune'] and run.taken[0][1] == 'pretrain'
 
 
+ZEPT = {  # overrides of model.zept to the message of a variant that shares with the default
+    'threshold': (0.1, ''),
+    'knowledge': ('minilm_plain', ''),
+    'tumours': (('liver_tumour', 'kidney_tumour'), ''),
+    'ofg': (False, 'first stages differ'),
+    'grouping': ('soft', 'first stages differ'),
+    'query_dim': (32, 'first stages differ'),
+}
+
+
+@pytest.mark.parametrize(('field', 'value'), [(k, v) for k, (v, _) in ZEPT.items()])
+def test_variants_of_zept_share_stage_one_if_it_reads_nothing_that_differs(field, value, tmp_path):
+    variants = {'zept': {}, 'b': {'share': 'zept', 'overrides': {f'model.zept.{field}': value}}}
+    spec = make(variants, base='demo')
+    if ZEPT[field][1]:
+        with pytest.raises(UserError, match=ZEPT[field][1]):
+            plan(spec, zept.get_config, tmp_path)
+    else:
+        run = by_name(plan(spec, zept.get_config, tmp_path))['b']
+        assert list(run.stages) == ['stage2'] and run.taken[0][1] == 'stage1'
+
+
+def test_runs_of_one_cohort_are_known_by_it(tmp_path):
+    variants = {'a': {}, 'b': {'overrides': {'data.phantom.num_train': 4}}}
+    overrides = {'data.store': 'S', 'seed': 7}
+    runs = plan(make({**variants, 'c': {'overrides': overrides}}), tiny_config, tmp_path)
+    cohorts = {run.variant: run.cohort for run in runs}
+    assert len(set(cohorts.values())) == 3 and len({(r.variant, r.cohort) for r in runs}) == 3
+
+
 def test_configs_carry_seed_store_fold_and_overrides(tmp_path):
     variants = {'qd': {'overrides': {'finetune.loss.qd_weight': 0.5}}}
     spec = make(variants, folds=3)
@@ -144,9 +177,15 @@ def test_bad_parts_are_user_errors(part, tmp_path):
         ({'variants': {'a/b': {}}}, 'cannot name a folder'),
         ({'tables': ()}, 'tables'),
         ({'tables': (table(columns=('roc',)),)}, "no column 'roc'"),
-        ({'tables': (table(columns=('auroc/kidney',)),)}, 'region'),
+        ({'tables': (table(columns=('auroc/cyst/kidney',)),)}, 'region'),
+        ({'tables': (table(columns=('auroc/organ/mean',)),)}, 'pooling'),
+        ({'tables': (table(columns=('auroc/cyst/organ/pooled',)),)}, 'a class and a region'),
         ({'tables': (table(rows=({'title': 'A', 'variant': 'a'},)),)}, 'names no score'),
         ({'tables': (table(rows=({'title': 'A', 'variant': 'q', 'score': 's'},)),)}, "'q', which"),
+        (
+            {'tables': (table(rows=({'title': 'A', 'variant': 'a', 'words': 'no_qd'},)),)},
+            "row 'A' has no field 'words': choose from title, variant, score",
+        ),
         ({'tables': (table(pairs=(('A', 'B'),)),)}, "'B', which is no row"),
         ({'tables': (table(splits=('train',)),)}, 'splits'),
         ({'tables': (table(reference={'paper': {'A': {'auroc': 'high'}}}),)}, 'must hold numbers'),

@@ -1,19 +1,17 @@
 """Running a study with trainings that only leave their traces: order, kills, failures, sharing."""
 
 import fcntl
-import inspect
 import json
-import multiprocessing
 import time
 import types
 
 import pytest
 
-from maxquery_jax.errors import UserError
+from configs.defaults import field_defaults
+from maxquery_jax.errors import StoppedError, UserError
 from maxquery_jax.study import runner
 from maxquery_jax.study.results import load
 from maxquery_jax.study.spec import parse_study
-from maxquery_jax.train import loop
 from maxquery_jax.train.run_dir import RunDir
 from tests.study.study_helper import case, study, summary, table, tiny_config
 
@@ -45,9 +43,9 @@ class Fakes:
     def name(self, path):
         return f'{path.parent.name}/{path.name}'
 
-    def train(self, config, path):
+    def train(self, config, path, defaults):
         folder = RunDir(path)
-        folder.write_config(json.loads(config.to_json_best_effort()))
+        folder.write_config(json.loads(config.to_json_best_effort()), defaults)
         folder.close()
         for stage in config.stages:
             step = path / 'checkpoints' / stage / '2'
@@ -129,11 +127,16 @@ def test_a_failure_stops_only_what_needs_it(fakes, tmp_path, capsys):
 
 
 def test_a_signal_stops_everything(fakes, tmp_path):
-    assert runner.STOPPED in inspect.getsource(loop)  # what training says then
-    fakes.fail['qd/seed0 finetune'] = UserError('stopped by signal 15 after saving step 1')
-    with pytest.raises(UserError, match='stopped by signal'):
-        run(make_study(), tmp_path / 'w')
+    fakes.fail['qd/seed0 finetune'] = StoppedError('whatever it says')
+    with pytest.raises(StoppedError, match='whatever it says'):
+        run(make_study(seeds=(0, 1)), tmp_path / 'w')
     assert fakes.calls()[-1] == 'qd/seed0 finetune'
+
+
+def test_words_alone_do_not_stop_a_study(fakes, tmp_path):
+    fakes.fail['qd/seed0 finetune'] = UserError('stopped by signal 15, says a file name')
+    failed = run(make_study(seeds=(0, 1)), tmp_path / 'w')
+    assert len(failed) == 1 and 'no_qd/seed1 evaluate test' in fakes.calls()
 
 
 def test_another_config_is_refused_even_where_a_run_is_finished(fakes, tmp_path):
@@ -142,6 +145,27 @@ def test_another_config_is_refused_even_where_a_run_is_finished(fakes, tmp_path)
     spec = parse_study(study(seeds=(0,), variants=changed, tables=(table(rows=ROWS),)))
     failed = run(spec, tmp_path / 'w')
     assert len(failed) == 1 and 'started with finetune.loss.ce_weight=1.0' in failed[0]
+
+
+def test_a_study_continues_with_code_that_has_more_fields(fakes, tmp_path):
+    fakes.fail['no_qd/seed0 finetune'] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(make_study(), tmp_path / 'w')
+    files = [tmp_path / f'w/{name}/seed0/config.json' for name in ('qd', 'no_qd')]
+    for file in files:  # as code would have written them that had no folds and no dropout
+        config = json.loads(file.read_text())
+        del config['data']['fold'], config['model']['backbone']['dropout_rate']
+        file.write_text(json.dumps(config))
+    before = [file.read_bytes() for file in files]
+    assert len(run(make_study(), tmp_path / 'w')) == 2  # without defaults nothing can be told
+    assert run(make_study(), tmp_path / 'w', defaults_of=field_defaults) == []
+    assert fakes.calls().count('qd/seed0 finetune') == 1
+    assert [file.read_bytes() for file in files] == before
+
+    changed = {'qd': {'overrides': {'model.backbone.dropout_rate': 0.5}}}
+    spec = parse_study(study(seeds=(0,), variants=changed, tables=(table(rows=ROWS[1:]),)))
+    (failed,) = run(spec, tmp_path / 'w', defaults_of=field_defaults)
+    assert 'without model.backbone.dropout_rate (0.0), now it is 0.5' in failed
 
 
 def test_a_study_that_needs_another_score_only_predicts_again(fakes, tmp_path):
@@ -163,27 +187,16 @@ def test_parts_of_two_hosts_do_everything_once(fakes, tmp_path):
     assert fakes.calls() == [*ALL, *(call.replace('seed0', 'seed1') for call in ALL)]
 
 
-def _hold(path, held, release):
-    with open(path, 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        held.set()
-        release.wait(20)
-
-
 def test_a_run_of_another_process_is_waited_for(fakes, tmp_path, monkeypatch, capsys):
     folder = tmp_path / 'w/qd/seed0'
     folder.mkdir(parents=True)
-    context = multiprocessing.get_context('fork')
-    held, release = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(folder / '.study.lock', held, release))
-    other.start()
-    assert held.wait(20)
+    other = open(folder / '.study.lock', 'w')  # noqa: SIM115 - a lock is that of one `open`
+    fcntl.flock(other, fcntl.LOCK_EX)
     naps = []
 
     def sleep(seconds):
         naps.append(list(fakes.calls()))
-        release.set()
-        other.join()
+        other.close()
 
     monkeypatch.setattr(runner, 'time', types.SimpleNamespace(sleep=sleep, perf_counter=time.time))
     run(make_study(seeds=(0, 1)), tmp_path / 'w')

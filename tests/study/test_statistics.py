@@ -1,5 +1,6 @@
 """Cells, intervals, tests and their corrections, against values by hand and scipy."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -106,3 +107,18 @@ def test_comparisons_are_corrected_together():
     corrected = correct([one for one in found if one is not None])
     assert [one.p_wilcoxon_holm for one in corrected] == holm([c.p_wilcoxon for c in corrected])
     assert [one.p_bootstrap_holm for one in corrected] == holm([c.p_bootstrap for c in corrected])
+
+
+def test_cohorts_are_drawn_apart():
+    rng = np.random.default_rng(3)
+    values, more = rng.normal(1.0, 0.1, 40), rng.normal(0.9, 0.1, 60)
+    one, other = measured(values), dataclasses.replace(measured(more), cohort='other')
+    found = compare({0: one}, {0: other})
+    assert found is not None and not found.is_paired and math.isnan(found.p_wilcoxon)
+    error = math.sqrt(values.var() / 40 + more.var() / 60)  # of two independent means
+    assert found.value == pytest.approx(values.mean() - more.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert found.p_bootstrap < 0.01
+    shifted = measured(values - 0.1)  # the same cases: all differ alike
+    paired = compare({0: one}, {0: shifted})
+    assert paired is not None and paired.is_paired and paired.low == pytest.approx(paired.high)

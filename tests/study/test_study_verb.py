@@ -2,9 +2,10 @@
 
 import json
 import pathlib
-import subprocess
 
 import pytest
+
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STUDY = """
@@ -42,11 +43,9 @@ def run(tmp_path, python):
 
     def call(*flags):
         command = [python, '-m', 'launch.study', f'--study={tmp_path / "tiny.py"}']
-        done = subprocess.run(
+        done = processes.run(
             [*command, f'--workdir={tmp_path / "work"}', *flags],
             cwd=ROOT,
-            capture_output=True,
-            text=True,
         )
         return done.returncode, done.stdout, done.stderr
 

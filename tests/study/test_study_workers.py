@@ -1,9 +1,7 @@
 """Workers of a study: cores are divided, lines relayed, signals passed on."""
 
-import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 
@@ -11,6 +9,7 @@ import pytest
 
 from maxquery_jax.errors import UserError
 from maxquery_jax.study.workers import available_cores, run_workers, share_cores
+from tests import processes
 
 
 @pytest.mark.parametrize(
@@ -37,7 +36,10 @@ def test_workers_run_side_by_side_on_cores_of_their_own(tmp_path, capfd):
         'import os, pathlib, sys, time\n'
         f'folder = pathlib.Path({str(tmp_path)!r})\n'
         '(folder / str(os.getpid())).write_text(str(sorted(os.sched_getaffinity(0))))\n'
-        'while len(list(folder.iterdir())) < 2: time.sleep(0.01)\n'  # ends only if both run
+        'end = time.monotonic() + 60\n'
+        'while len(list(folder.iterdir())) < 2:\n'  # ends well only if both run
+        '    assert time.monotonic() < end\n'
+        '    time.sleep(0.01)\n'
         "print('met')\n"
         'sys.exit(3 if min(os.sched_getaffinity(0)) == min_core else 0)\n'
     )
@@ -46,6 +48,19 @@ def test_workers_run_side_by_side_on_cores_of_their_own(tmp_path, capfd):
     cores = {file.read_text() for file in tmp_path.iterdir()}
     assert cores == {str(sorted(share)) for share in share_cores(available_cores(), 2)}
     assert sorted(capfd.readouterr().out.splitlines()) == ['1| met', '2| met']
+
+
+def test_what_a_killed_worker_leaves_running_ends_with_it(capfd):
+    code = (
+        'import os, signal, subprocess, sys\n'
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print('dies', flush=True)\n"
+        'os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    begun = time.monotonic()
+    assert run_workers([sys.executable, '-c', code], 1) == [-signal.SIGKILL]
+    assert time.monotonic() - begun < 30
+    assert capfd.readouterr().out == '1| dies\n'
 
 
 def test_sigterm_reaches_the_workers(tmp_path):
@@ -60,15 +75,10 @@ def test_sigterm_reaches_the_workers(tmp_path):
         'from maxquery_jax.study.workers import run_workers\n'
         f'print("codes", run_workers([sys.executable, "-c", {child!r}], 1))\n'
     )
-    process = subprocess.Popen(
-        [sys.executable, '-c', parent],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=pathlib.Path(__file__).parent.parent.parent,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == '1| ready\n'
-    started = time.monotonic()
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.stdout.read() == 'codes [7]\n' and time.monotonic() - started < 30
-    assert process.wait() == 0
+    out = tmp_path / 'out.txt'
+    command, root = [sys.executable, '-c', parent], pathlib.Path(__file__).parent.parent.parent
+    with processes.started(command, out, cwd=root) as process:
+        assert processes.wait_until(lambda: out.read_text() == '1| ready\n', process, 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert out.read_text() == '1| ready\ncodes [7]\n'

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from maxquery_jax.errors import UserError
 from maxquery_jax.text import encoder, wordpiece
 from maxquery_jax.text.embeddings import hash_file, hash_text, load_embeddings
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GOLDEN = ROOT / 'tests' / 'golden' / 'bert'
@@ -88,7 +88,7 @@ def test_descriptions_of_the_user_are_checked(tmp_path, text):
 def embed_text(python, *options):
     command = [python, '-m', 'launch.embed_text', *options]
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3'}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return processes.run(command, cwd=ROOT, env=environment)
 
 
 @pytest.mark.parametrize(

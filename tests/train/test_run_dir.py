@@ -1,5 +1,9 @@
 """The run directory: one writer, an unchanged experiment, rows that survive a kill."""
 
+import copy
+import functools
+import json
+
 import pytest
 
 from maxquery_jax.errors import UserError
@@ -22,6 +26,79 @@ def test_a_changed_experiment_is_refused_and_free_fields_may_change(tmp_path):
     with pytest.raises(UserError, match=r'seed=0, now it is 1'):
         run.write_config({'seed': 1, 'data': {'patch_size': (1, 2), 'num_workers': 4}})
     run.close()
+
+
+OLD = {
+    'stages': ['tune'],
+    'data': {'patch_size': [1, 2], 'store': 'here', 'phantom': {'num_train': 3}},
+    'tune': {'objective': 'o', 'loss': {'ce_weight': 1.0}},
+}
+DEFAULTS = {
+    'data': {'patch_size': [0, 0], 'fold': -1, 'roles': ['organ']},
+    'tune': {'loss': {'ce_weight': 1.0, 'new_weight': 1.0}},
+}
+
+
+def newer(**changes):
+    """What a later version of the program makes of the same experiment, then changed."""
+    config = copy.deepcopy(OLD)
+    config['data'] |= {'fold': -1, 'roles': ('organ',)}
+    config['tune']['loss']['new_weight'] = 1.0
+    for key, value in changes.items():
+        *path, name = key.split('__')
+        section = functools.reduce(lambda tree, part: tree[part], path, config)
+        section.pop(name) if value is None else section.update({name: value})
+    return config
+
+
+@pytest.fixture
+def started(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_config(OLD)
+    yield run
+    run.close()
+
+
+def test_fields_that_a_newer_version_added_are_no_difference(started, capsys):
+    before = (started.path / 'config.json').read_bytes()
+    started.write_config(newer(), DEFAULTS)
+    assert (started.path / 'config.json').read_bytes() == before
+    described = {'objective': 'o', 'epochs': 7}  # a stage that the experiment does not train
+    started.write_config(newer(other=described), DEFAULTS)
+    assert (started.path / 'config.json').read_bytes() == before
+    assert capsys.readouterr() == ('', '')
+
+
+def test_free_fields_are_recorded_without_the_added_ones(started):
+    started.write_config(newer(data__store='there', log={'every_steps': 1}), DEFAULTS)
+    expected = copy.deepcopy(OLD)
+    expected['data']['store'] = 'there'
+    assert json.loads((started.path / 'config.json').read_text()) == expected
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'data__patch_size': (1, 3)}, r'with data.patch_size=\[1, 2\], now it is \[1, 3\]; '),
+        ({'tune__loss__ce_weight': 0.5}, 'with tune.loss.ce_weight=1.0, now it is 0.5; '),
+        ({'data__fold': 2}, r'without data.fold \(-1\), now it is 2; choose another --workdir'),
+        ({'tune__loss__new_weight': 0.0}, r'without tune.loss.new_weight \(1.0\), now it is 0.0'),
+        ({'data__phantom__noise': 3}, 'without data.phantom.noise, now it is 3; '),  # no default
+        ({'tune__loss__ce_weight': None}, 'with tune.loss.ce_weight=1.0, a field that is not ther'),
+        ({'stages': ('tune', 'other'), 'other': {'objective': 'o'}}, 'without other.objective, no'),
+    ],
+)
+def test_what_differs_is_named_with_both_values(started, changes, words):
+    before = (started.path / 'config.json').read_bytes()
+    with pytest.raises(UserError, match=f'was started {words}') as caught:
+        started.write_config(newer(**changes), DEFAULTS)
+    assert '\n' not in str(caught.value) and str(started.path) in str(caught.value)
+    assert (started.path / 'config.json').read_bytes() == before
+
+
+def test_without_defaults_an_added_field_is_a_difference(started):
+    with pytest.raises(UserError, match='without data.fold, now it is -1'):
+        started.write_config(newer())
 
 
 def test_rows_after_the_restart_are_dropped_and_cut_lines_ignored(tmp_path):

@@ -1,6 +1,7 @@
 """The step on a two-layer toy model: accumulation, damage control, sharding, streams."""
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -135,7 +136,7 @@ def test_eval_step_counts_by_hand():
 
     image = np.array([-1.0, 1.0, 1.0, -1.0]).reshape(1, 1, 1, 4, 1)
     label = np.array([0, 1, 0, 1]).reshape(1, 1, 1, 4)
-    step = steps.make_eval_step(Fixed(), lambda batch, key: batch, 2)
+    step = steps.make_eval_step(Fixed(), lambda batch, key: batch, steps.exclusive_masks(2))
     counts = step({}, {'image': jnp.asarray(image), 'label': jnp.asarray(label)})
     np.testing.assert_array_equal(counts, [[1, 2, 2], [1, 2, 2]])
     batch = {
@@ -156,3 +157,16 @@ def test_the_program_does_not_depend_on_the_seed():
         return jax.jit(step).lower(current, make_batch(), key).as_text()
 
     assert program(0) == program(1)
+
+
+def test_overlapping_masks_by_hand():
+    """An organ's mask holds its tumour; classes without a query count nowhere."""
+    label = jnp.asarray([0, 1, 2, 3]).reshape(1, 1, 1, 4)  # background, organ, its tumour, organ
+    logits = jnp.asarray([[5.0, 5, -5, -5], [-5.0, -5, 5, -5]]).reshape(1, 2, 1, 1, 4)
+    masks = steps.overlapping_masks(((), (), (1,), ()), (1, 2, -1, -1))
+    outputs = types.SimpleNamespace(mask_logits=logits)
+    predicted, truth = (np.asarray(x).reshape(4, 4) for x in masks(outputs, label))
+    expected = [[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(predicted, np.array(expected, bool))
+    expected = [[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(truth, np.array(expected, bool))

@@ -23,6 +23,11 @@ class Backbone(Protocol):
         """Strides of `PixelFeatures.decoder`, fine to coarse; two stages may share one."""
         ...
 
+    @property
+    def encoder_widths(self) -> dict[int, int]:
+        """Channels of `PixelFeatures.encoder` by output stride."""
+        ...
+
     def __call__(self, image: Array, *, train: bool = False) -> PixelFeatures:
         """Pixel features of an image [B, D, H, W, P], by output stride."""
         ...

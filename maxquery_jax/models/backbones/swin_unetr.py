@@ -78,6 +78,11 @@ class SwinUNETR(nn.Module, kw_only=True):
         """1, 2, 4, ... of the decoder; the encoder's lack the first."""
         return tuple(2**level for level in range(len(self.depths) + 2))
 
+    @property
+    def encoder_widths(self) -> dict[int, int]:
+        """Channels of the hidden states by output stride."""
+        return {2**level: self._features(level) for level in range(1, len(self.depths) + 2)}
+
     def __call__(self, image: Array, *, train: bool = False) -> PixelFeatures:
         """Computes the pixel features of an image.
 

@@ -94,6 +94,11 @@ class UNet(nn.Module, kw_only=True):
         """Output stride of every stage, fine to coarse."""
         return self.topology.output_strides
 
+    @property
+    def encoder_widths(self) -> dict[int, int]:
+        """Channels of the encoder by output stride."""
+        return dict(zip(self.output_strides, self.topology.features, strict=True))
+
     @nn.compact
     def pyramid(self, image: Array, *, train: bool = False) -> tuple[list[Array], list[Array]]:
         """Encoder and decoder features of every stage, fine to coarse; the coarsest is shared."""

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import subprocess
 
 import pytest
 
@@ -11,6 +10,7 @@ from maxquery_jax.data.datasets.custom import load_spec
 from maxquery_jax.data.datasets.listing import format_list, format_spec
 from maxquery_jax.data.sources import LAYOUTS
 from maxquery_jax.errors import UserError
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -43,9 +43,8 @@ def test_unknown_name():
 
 
 def launch(python, verb, *args):
-    return subprocess.run(
-        [python, '-m', f'launch.{verb}', *args], cwd=ROOT, capture_output=True, text=True,
-        timeout=60, check=False,
+    return processes.run(
+        [python, '-m', f'launch.{verb}', *args], cwd=ROOT,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import subprocess
 
 import pytest
 
@@ -11,19 +10,16 @@ from maxquery_jax.data.datasets.phantom import CohortSpec, write_cohort
 from maxquery_jax.data.registration.options import Limits, RegisterOptions
 from maxquery_jax.data.registration.run import register_dataset
 from maxquery_jax.errors import UserError
+from tests import processes
 
 pytest.importorskip('SimpleITK')
 ROOT = pathlib.Path(__file__).parent.parent.parent.parent
 
 
 def launch(python, *args):
-    return subprocess.run(
+    return processes.run(
         [python, '-m', 'launch.register', *args],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
     )
 
 

@@ -74,9 +74,9 @@ def _check_folder(folder: pathlib.Path, spec: CohortSpec) -> None:
         return
     try:
         extra = json.loads(path.read_text())['maxquery_jax']
-        same = extra['spec'] == json.loads(json.dumps(spec.to_json()))
+        same = CohortSpec(**extra['spec']) == spec  # also one that was written without later fields
         same = same and extra['phantom_version'] == FORMAT_VERSION
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, UserError):
         same = False
     if not same:
         raise UserError(

@@ -104,6 +104,9 @@ class CohortSpec:
             paper registers) and venous otherwise, if they are there, else the first.
         ood_labels: tumour labels to hold out instead of the task's.
         annotated_groups: several partially labelled data sets instead of one.
+        organs: organ labels to annotate instead of all of the task's; the others count to what
+            contains them, or to background.
+        tumours: tumour labels that occur instead of all of the task's, known or held out.
 
     Raises:
         UserError: if a value is unusable.
@@ -122,6 +125,8 @@ class CohortSpec:
     reference_phase: str | None = None
     ood_labels: tuple[str, ...] | None = None
     annotated_groups: tuple[AnnotatedGroup, ...] = ()
+    organs: tuple[str, ...] | None = None
+    tumours: tuple[str, ...] | None = None
 
     def __post_init__(self):
         """Normalises sequences (configs hold lists) and checks every value."""
@@ -131,8 +136,9 @@ class CohortSpec:
         put(self, 'shape_zyx', tuple(self.shape_zyx))
         put(self, 'spacing_mm', tuple(float(mm) for mm in self.spacing_mm))
         put(self, 'phases', tuple(self.phases))
-        if self.ood_labels is not None:
-            put(self, 'ood_labels', tuple(self.ood_labels))
+        for name in ('ood_labels', 'organs', 'tumours'):
+            if getattr(self, name) is not None:
+                put(self, name, tuple(getattr(self, name)))
         put(self, 'annotated_groups', tuple(_as_group(group) for group in self.annotated_groups))
         if self.region is None:
             put(self, 'region', TASKS[self.task].region)
@@ -156,11 +162,16 @@ class CohortSpec:
     def _check_labels(self) -> None:
         base = TASKS[self.task]
         lesions = (*base.inliers, *base.ood)
-        for name in self.ood_labels or ():
-            if name not in lesions:
-                raise UserError(
-                    f'phantom ood_labels: {name!r} is not a tumour of {self.task}: {lesions}'
-                )
+        for field, known, kind in (
+            ('ood_labels', lesions, 'a tumour'),
+            ('tumours', lesions, 'a tumour'),
+            ('organs', base.organs, 'an organ'),
+        ):
+            for name in getattr(self, field) or ():
+                if name not in known:
+                    raise UserError(
+                        f'phantom {field}: {name!r} is not {kind} of {self.task}: {known}'
+                    )
         if self.num_train and not self.annotated_groups and not self.resolved_task.inliers:
             raise UserError('phantom ood_labels hold out every tumour; leave one for training')
         names = [group.name for group in self.annotated_groups]
@@ -182,15 +193,16 @@ class CohortSpec:
 
     @property
     def resolved_task(self) -> Task:
-        """The task with `ood_labels` applied."""
+        """The task with `ood_labels`, `organs` and `tumours` applied."""
         base = TASKS[self.task]
-        if self.ood_labels is None:
-            return base
-        both = {**base.inliers, **base.ood}
+        every = {**base.inliers, **base.ood}
+        kinds = every if self.tumours is None else {name: every[name] for name in self.tumours}
+        unknown = tuple(base.ood) if self.ood_labels is None else self.ood_labels
         return dataclasses.replace(
             base,
-            inliers={name: types for name, types in both.items() if name not in self.ood_labels},
-            ood={name: types for name, types in both.items() if name in self.ood_labels},
+            organs=base.organs if self.organs is None else self.organs,
+            inliers={name: types for name, types in kinds.items() if name not in unknown},
+            ood={name: types for name, types in kinds.items() if name in unknown},
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""ZePT as the sliding window calls it: a channel per label, and what makes a voxel anomalous."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from maxquery_jax.augment.intensity import normalise_intensity
+from maxquery_jax.inference.tile_program import Forward
+from maxquery_jax.losses.masks import UNSEEN
+from maxquery_jax.ops.anomaly import query_logit_score
+from maxquery_jax.train.query_table import QueryTable
+from maxquery_jax.typing import Array, PyTree
+
+ABSENT = -1e4
+"""Logit of a label without a query: never positive, and finite, so that means stay finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ZePTQueries:
+    """What the masks of a loaded ZePT or Universal Model stand for.
+
+    Attributes:
+        table: label of each query.
+        knowledge: texts that the queries were aligned with, for `text.embeddings.load_embeddings`.
+        similarity: of Eq. 11, see `losses.alignment`.
+    """
+
+    table: QueryTable
+    knowledge: str
+    similarity: str
+
+    def predicted_ids(self, stage: int) -> tuple[int, ...]:
+        """Store ids of the labels that a query stands for; stage I has fundamental ones only."""
+        last = self.table.num_fundamental if stage == 1 else None
+        return tuple(i for i in self.table.labels[:last] if i != UNSEEN)
+
+
+def zept_scores(stage: int, table: QueryTable) -> tuple[str, ...]:
+    """Anomaly scores of a stage, the default one first.
+
+    `query_logit` is minus the largest organ logit: no organ's query responds (Eq. 7 at full
+    resolution). `tumour_logit` is the largest logit over all advanced queries: some tumour's query
+    responds. `unseen_logit` is the same over the queries of tumours that no training label showed.
+
+    Unspecified in the paper: the map behind the AUROC, AUPR and FPR95 of its Table 1. The masks
+    are what it evaluates, so the tumours' is the default of stage II; its logits rank voxels as its
+    probabilities do, and do not saturate. An organ's mask holds its tumours (Sec. 3.1), so that a
+    trained `query_logit` does not single them out. Stage I has nothing but `query_logit`.
+    """
+    if stage == 1:
+        return ('query_logit',)
+    unseen = ('unseen_logit',) if _unseen(table) else ()
+    return ('tumour_logit', *unseen, 'query_logit')
+
+
+def make_zept_forward(
+    network: nn.Module,
+    intensity: Mapping[str, Any],
+    num_labels: int,
+    table: QueryTable,
+    score_names: Sequence[str],
+) -> Forward:
+    """Wraps ZePT as `LoadedModel.forward`.
+
+    Args:
+        network: a `ZePT` of either stage, or a `UniversalModel`.
+        intensity: window and scale per channel.
+        num_labels: of the store, OOD labels included; channels of the logits. Channel 0, the
+            background, is zero, and a label without a query is `ABSENT`.
+        table: label of each query.
+        score_names: some of `zept_scores`.
+    """
+
+    def forward(params: PyTree, tiles: Array) -> tuple[Array, dict[str, Array]]:
+        outputs = run_zept(network, params, tiles, intensity)
+        logits = label_logits(outputs.mask_logits, table.labels, num_labels)
+        return logits, {name: zept_score(outputs.mask_logits, name, table) for name in score_names}
+
+    return forward
+
+
+def run_zept(network: nn.Module, params: PyTree, tiles: Array, intensity: Mapping[str, Any]) -> Any:
+    """Outputs for raw tiles [b, D, H, W, P]."""
+    return network.apply({'params': params}, normalise_intensity(tiles, intensity), train=False)
+
+
+def label_logits(mask_logits: Array, labels: Sequence[int], num_labels: int) -> Array:
+    """Mask logits by label.
+
+    Args:
+        mask_logits: [b, Q, D, H, W].
+        labels: label of each query, `UNSEEN` for none; those beyond Q are not used.
+        num_labels: channels of the result.
+
+    Returns:
+        [b, D, H, W, num_labels] float32.
+    """
+    queries = {label: query for query, label in enumerate(labels[: mask_logits.shape[1]])}
+    empty = jnp.zeros_like(mask_logits[:, 0], jnp.float32)
+    channels = [
+        mask_logits[:, queries[i]].astype(jnp.float32) if i in queries else empty + ABSENT
+        for i in range(1, num_labels)
+    ]
+    return jnp.stack([empty, *channels], axis=-1)
+
+
+def zept_score(mask_logits: Array, name: str, table: QueryTable) -> Array:
+    """One of `zept_scores` of masks [b, Q, D, H, W]; [b, D, H, W] float32."""
+    organs, tumours = jnp.split(mask_logits.astype(jnp.float32), [table.num_fundamental], axis=1)
+    if name == 'query_logit':
+        return query_logit_score(organs)
+    if name == 'unseen_logit':
+        tumours = tumours[:, jnp.array(_unseen(table))]
+    return jnp.max(tumours, axis=1)
+
+
+def _unseen(table: QueryTable) -> tuple[int, ...]:
+    """Advanced queries (0 to M - 1) of tumours that no training label showed."""
+    advanced = table.classes[table.num_fundamental :]
+    return tuple(i for i, known in enumerate(advanced) if known == UNSEEN)

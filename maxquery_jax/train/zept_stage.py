@@ -1,0 +1,91 @@
+"""What ZePT and the Universal Model need beside a network: names of the masks, texts, objective."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+
+from maxquery_jax.baselines.universal import universal_objective
+from maxquery_jax.data.store import Manifest
+from maxquery_jax.losses.zept import zept_objective
+from maxquery_jax.models.build import ZEPT_STAGES
+from maxquery_jax.text.embeddings import KnowledgeEmbeddings, load_embeddings, save_embeddings
+from maxquery_jax.train.query_table import (
+    QueryTable,
+    build_query_table,
+    query_hosts,
+    query_names,
+)
+from maxquery_jax.train.steps import Objective
+from maxquery_jax.typing import Config
+
+KNOWLEDGE_FILE = 'knowledge.safetensors'
+"""Of a run: the embeddings that it was trained with, so that it can be moved and outlive them."""
+
+
+def has_query_table(objective: str) -> bool:
+    """Whether a model of this objective has a sigmoid mask per class of `QueryTable`."""
+    return objective in (*ZEPT_STAGES, 'universal')
+
+
+def model_sizes(config: Config) -> dict[str, Any]:
+    """What names and texts say of a ZePT model's sizes: `models.build.build_model(zept=...)`.
+
+    Raises:
+        UserError: unknown names, or knowledge embeddings that cannot be read.
+    """
+    organs, tumours = query_names(config.model.zept)
+    names = (*organs, *tumours)
+    return {
+        'num_fundamental': len(organs),
+        'hosts': query_hosts(names, len(organs)),
+        'texts': load_knowledge(config).select(names),
+    }
+
+
+def load_knowledge(config: Config) -> KnowledgeEmbeddings:
+    """The knowledge embeddings of an experiment."""
+    return load_embeddings(config.model.zept.knowledge)
+
+
+def keep_knowledge(config: Config, folder: pathlib.Path) -> None:
+    """Writes the embeddings of an experiment that uses them into its run directory."""
+    if any(has_query_table(config[name].objective) for name in config.stages):
+        save_embeddings(folder / KNOWLEDGE_FILE, load_knowledge(config))
+
+
+def query_table(config: Config, manifest: Manifest) -> QueryTable:
+    """The queries of an experiment beside the classes of its store."""
+    return build_query_table(config.model.zept, manifest.labels, manifest.contains)
+
+
+def make_objective(cfg: Config, config: Config, manifest: Manifest) -> Objective:
+    """The loss of a stage of ZePT or of the Universal Model.
+
+    Args:
+        cfg: of the stage.
+        config: the experiment.
+        manifest: of the store.
+
+    Raises:
+        UserError: a class of the store has no query, or a query no text.
+    """
+    table, loss = query_table(config, manifest), cfg.loss
+    shared = {
+        'parents': table.parents,
+        'query_classes': table.classes,
+        'dice_weight': loss.dice_weight,
+        'ce_weight': loss.ce_weight,
+    }
+    if cfg.objective == 'universal':
+        return functools.partial(universal_objective, **shared)
+    return functools.partial(
+        zept_objective,
+        **shared,
+        knowledge=jnp.asarray(load_knowledge(config).select(table.names)),
+        align_unseen=loss.align_unseen,
+        similarity=config.model.zept.alignment,
+        class_weight=loss.class_weight,
+        alignment_weight=loss.alignment_weight,
+    )
