@@ -49,13 +49,19 @@ def main() -> None:
 def _step() -> dict:
     from maxquery_jax.errors import UserError
     from maxquery_jax.train.benchmark_step import benchmark_step, synthetic_manifest
+    from maxquery_jax.train.zept_stage import has_query_table
 
     config = _cli.experiment(_CONFIG.value)
     stage = _STAGE.value or config.stages[-1]
     if stage not in config.stages:
         raise UserError(f'--stage={stage} is not one of {", ".join(config.stages)}')
     spacing = _numbers('spacing_mm', _SPACING.value, float)
-    manifest = synthetic_manifest(_TUMOURS.value, spacing, _CHANNELS.value)
+    manifest = synthetic_manifest(
+        _TUMOURS.value,
+        spacing,
+        _CHANNELS.value,
+        is_taxonomy=has_query_table(config[stage].objective),
+    )
     return benchmark_step(config, stage, manifest, _STEPS.value)
 
 

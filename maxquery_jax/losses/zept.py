@@ -70,10 +70,15 @@ def zept_objective(
     if class_mask is None:
         class_mask = jnp.ones((label.shape[0], len(parents)), bool)
     counted = supervised_queries(class_mask, classes)
-    seen = np.flatnonzero(np.asarray(classes) != UNSEEN)  # the masks of others count nowhere
-    targets = query_targets(label, parents, [classes[query] for query in seen])
-    dice, bce = mask_losses(outputs.mask_logits[:, seen], targets, counted[:, seen])
     num_organs = outputs.class_logits.shape[1]
+    dice, bce = jnp.zeros(()), jnp.zeros(())
+    for chosen in (range(num_organs), range(num_organs, num_queries)):
+        seen = [query for query in chosen if classes[query] != UNSEEN]  # others count nowhere
+        if seen:
+            index = np.asarray(seen)
+            targets = query_targets(label, parents, [classes[query] for query in seen])
+            of_set = mask_losses(outputs.mask_logits[:, index], targets, counted[:, index])
+            dice, bce = dice + of_set[0], bce + of_set[1]
     classification = class_embedding_loss(outputs.class_logits, counted[:, :num_organs])
     loss = dice_weight * dice + ce_weight * bce + class_weight * classification
     metrics = {'dice': dice, 'ce': bce, 'class': classification}

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from maxquery_jax.data.store import Manifest
+from maxquery_jax.data.taxonomy import TAXONOMY
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train.rngs import stream
@@ -19,13 +20,29 @@ from maxquery_jax.typing import Config
 
 
 def synthetic_manifest(
-    num_tumours: int, spacing_mm: tuple[float, ...], num_channels: int
+    num_tumours: int,
+    spacing_mm: tuple[float, ...],
+    num_channels: int,
+    *,
+    is_taxonomy: bool = False,
 ) -> Manifest:
-    """A manifest without cases: enough to build a stage for data that is not there."""
+    """A manifest without cases: enough to build a stage for data that is not there.
+
+    Args:
+        num_tumours: known tumours beside one organ.
+        spacing_mm: (z, y, x).
+        num_channels: P.
+        is_taxonomy: the seen classes of ZePT Table 8 instead.
+    """
     roles = ['background', 'organ'] + ['tumour'] * num_tumours
+    names = [f'{role}{i}' if i > 1 else role for i, role in enumerate(roles)]
+    if is_taxonomy:
+        seen = [concept for concept in TAXONOMY if concept.seen]
+        names = ['background', *(concept.name for concept in seen)]
+        roles = ['background', *(concept.kind for concept in seen)]
     labels = [
-        {'id': i, 'name': f'{role}{i}' if i > 1 else role, 'role': role}
-        for i, role in enumerate(roles)
+        {'id': i, 'name': name, 'role': role}
+        for i, (name, role) in enumerate(zip(names, roles, strict=True))
     ]
     ones = [1.0] * num_channels
     return Manifest(
