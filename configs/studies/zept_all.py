@@ -56,7 +56,7 @@ _VARIANTS = {
 
 
 def get_config(arg: str | None = None) -> Config:
-    """An experiment of `configs/zept.py`; its phantoms are tested on twelve of every unseen kind."""
+    """An experiment of `configs/zept.py`, tested on twelve phantoms of every unseen kind."""
     config = zept.get_config(arg)
     if config.data.phantom:
         config.data.phantom.num_test_inlier = 16

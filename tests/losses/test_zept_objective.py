@@ -59,7 +59,9 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(label, align_unseen):
     )
     targets = masks.query_targets(label, **TRUTH)
     sets = [
-        masks.mask_losses(outputs.mask_logits[:, own], targets[:, own], jnp.asarray(COUNTED[:, own]))
+        masks.mask_losses(
+            outputs.mask_logits[:, own], targets[:, own], jnp.asarray(COUNTED[:, own])
+        )
         for own in (slice(0, 2), slice(2, 3))  # organs; the one tumour that training shows
     ]
     dice, bce = (sum(part) for part in zip(*sets, strict=True))
