@@ -107,7 +107,7 @@ def _demo(config: Config) -> None:
         }
     )
     config.data.patch_size = (48, 48, 48)
-    for stage, epochs in ((config.stage1, 10), (config.stage2, 24)):
+    for stage, epochs in ((config.stage1, 8), (config.stage2, 15)):
         stage.optim.name = 'radam'
         stage.optim.learning_rate = 1e-2
         stage.optim.warmup_epochs = 1

@@ -125,3 +125,27 @@ def test_numbers_out_of_range_are_named(change, message):
 def test_unknown_optimiser_lists_the_known():
     with pytest.raises(UserError, match='sgd, radam, adamw, adam'):
         optim.make_optimizer('lion', **DEFAULTS)
+
+
+def test_fixed_parameters_stay_exact_also_under_weight_decay():
+    """Decoupled decay moves a parameter whose gradient is zero."""
+    params = {'backbone': {'w': jnp.ones(3)}, 'head': {'w': jnp.ones(3)}}
+    moving, _ = optim.make_optimizer('adamw', **DEFAULTS | {'weight_decay': 0.1})
+    fixed = optim.keep_fixed(moving, ('backbone',))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for tx, stays in ((moving, False), (fixed, True)):
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        assert bool(jnp.all(updates['backbone']['w'] == 0)) == stays
+        assert bool(jnp.all(updates['head']['w'] < 0))
+
+
+def test_cosine_schedule_warms_up_and_ends_near_zero():
+    """Four epochs of two steps, one of them warm-up (ZePT Sec. 4)."""
+    schedule = optim.cosine_schedule(1.0, 4, 2, 1)
+    rates = [float(schedule(step)) for step in range(8)]
+    expected = [0.5, 0.5, 1.0, 1.0, 0.75, 0.75, 0.25, 0.25]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+    with pytest.raises(UserError, match=r'warmup_epochs must lie in 0..epochs-1'):
+        optim.make_optimizer('adamw', **DEFAULTS | {'epochs': 2, 'warmup_epochs': 2})
+    with pytest.raises(UserError, match="unknown schedule 'step'"):
+        optim.make_optimizer('adamw', **DEFAULTS, schedule='step')

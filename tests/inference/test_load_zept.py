@@ -34,6 +34,7 @@ SEEN, UNSEEN = (26, 27), tuple(range(28, 46))
 def _config():
     config = zept.get_config('demo')
     config.data.patch_size = PATCH
+    config.model.zept.organs = ()  # all of the taxonomy
     config.model.conv_form = 'plain'
     config.model.backbone.base_features = 4
     config.model.backbone.max_features = 8

@@ -42,6 +42,11 @@ def launch(python, verb, *args):
             ['--config=configs/maxquery.py:pancreas', '--workdir=W'],
             ['--config.data.store', ':demo'],
         ),
+        (
+            'train',
+            ['--config=configs/zept.py', '--workdir=W'],
+            ['--config.data.store', ':demo'],
+        ),
         ('train', [DEMO, '--workdir=W', 'extra'], ['extra']),
         ('predict', ['--model=/nonexistent', '--input=a', '--output=b'], ['/nonexistent']),
         ('evaluate', ['--model=/nonexistent'], ['/nonexistent']),

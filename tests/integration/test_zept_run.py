@@ -99,22 +99,6 @@ def test_predict_and_evaluate(run):
     assert summary['counts']['ood_cases'] == 2 and len(summary['ood_by_class']) >= 1
 
 
-def test_frozen_stage_one_stays(run, tmp_path):
-    config = tiny()
-    config.data.phantom = {}
-    config.data.store = str(run / 'phantom/store')
-    config.stages = ('stage2',)
-    config.stage2.init_from = f'{run}:stage1'
-    config.model.zept.freeze_stage1 = True
-    train(config, tmp_path / 'frozen')
-    first, second = leaves(run, 'stage1'), leaves(tmp_path / 'frozen', 'stage2')
-    for name, leaf in first.items():
-        if name == 'mask_shift':  # the tumours' masks have it too
-            continue
-        np.testing.assert_array_equal(leaf, second[name], err_msg=name)
-    assert (tmp_path / 'frozen/knowledge.safetensors').is_file()
-
-
 def test_universal_model_trains_and_predicts(run, tmp_path):
     config = tiny('demo,universal')
     config.data.phantom = {}
