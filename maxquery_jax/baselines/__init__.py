@@ -1,1 +1,1 @@
-"""OOD baselines of MaxQuery Table 1 that need more than a trained nnU-Net's logits."""
+"""The OOD methods of MaxQuery Table 1 that need more than logits; the Universal Model of ZePT."""

@@ -32,10 +32,10 @@ def tiny(words='demo'):
     )
     config.data.patch_size = (16, 32, 32)
     config.model.backbone.base_features = 4
-    config.model.backbone.max_features = 16
+    config.model.backbone.max_stages = 2
     config.model.conv_form = 'plain'
     config.model.zept.update(
-        {'query_dim': 16, 'refine_dim': 16, 'num_heads': 2, 'output_strides': (4, 2)}
+        {'query_dim': 16, 'refine_dim': 16, 'num_heads': 2, 'output_strides': (2,)}
     )
     for name in config.stages:
         config[name].epochs, config[name].steps_per_epoch = 2, 2

@@ -14,8 +14,8 @@ def tiny_config(words: str = '') -> Config:
     """The demo with a network and a cohort that train in seconds; further words as usual."""
     config = maxquery.get_config(','.join(word for word in ('demo', words) if word))
     config.model.backbone.base_features = 4
-    config.model.backbone.max_stages = 3
-    config.model.decoder.output_strides = (4, 2)
+    config.model.backbone.max_stages = 2
+    config.model.decoder.output_strides = (2,)
     config.model.decoder.query_dim = 16
     config.model.decoder.embed_dim = 8
     config.model.decoder.ffn_dim = 16
