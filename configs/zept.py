@@ -135,7 +135,7 @@ def _one_stage(config: Config) -> None:
 
 
 def _released(config: Config) -> None:
-    """What the released code does otherwise (README, Departures)."""
+    """What the released code does otherwise, as far as there is a switch for it."""
     config.model.zept.tumours = (
         'kidney_tumour',
         'liver_tumour',

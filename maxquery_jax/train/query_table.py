@@ -1,6 +1,7 @@
 """Which class each of ZePT's queries stands for, in a store's own numbering (ZePT Table 8)."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,11 +32,6 @@ class QueryTable:
     labels: tuple[int, ...]
     parents: tuple[tuple[int, ...], ...]
 
-    @property
-    def hosts(self) -> tuple[tuple[int, ...], ...]:
-        """See `query_hosts`."""
-        return query_hosts(self.names, self.num_fundamental)
-
 
 def query_names(cfg: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the fundamental and of the advanced queries that `config.model.zept` asks for.
@@ -48,9 +44,11 @@ def query_names(cfg: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
         names = tuple(cfg[field]) or tuple(c.name for c in TAXONOMY if c.kind == kind)
         for name in names:
             if name not in CONCEPTS or CONCEPTS[name].kind != kind:
+                known = [c.name for c in TAXONOMY if c.kind == kind]
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f'did you mean {close[0]!r}?' if close else f'it has {", ".join(known)}'
                 raise UserError(
-                    f'model.zept.{field}: {name!r} is no {kind} of ZePT Table 8; '
-                    '`python -m launch.prepare --list` shows them'
+                    f'model.zept.{field}: {name!r} is no {kind} of ZePT Table 8; {hint}'
                 )
         if len(set(names)) < len(names):
             raise UserError(f'model.zept.{field} names a class twice: {names}')

@@ -14,7 +14,7 @@ from maxquery_jax.train.checkpoint import load_params
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-KILLS = 3
+KILLS = 5
 TINY = [
     '--config=configs/maxquery.py:demo',
     '--config.data.phantom.num_train=3',
