@@ -17,7 +17,9 @@ def get_base(name: str) -> Config:
     config.stages = ()
     # Mesh axis sizes; -1 takes the devices that are left (DESIGN section 8).
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'spatial': 1})
-    config.checkpoint = ConfigDict({'every_steps': 1000, 'keep': 2})
+    # `best`: a value of validation, such as dice_mean; the checkpoint where it was largest stays
+    # beside the newest ones and is saved at the validation itself. '' keeps the newest only.
+    config.checkpoint = ConfigDict({'every_steps': 1000, 'keep': 2, 'best': ''})
     config.log = ConfigDict({'every_steps': 50})
     config.validation = ConfigDict({'every_steps': 0, 'batches': 8})
     return config
@@ -49,7 +51,10 @@ def _data() -> Config:
 def _model() -> Config:
     model: Config = ConfigDict()
     model.dtype = 'float32'  # compute; parameters, norms and losses are float32
-    model.conv_form = 'auto'  # plain | scan | auto: scan on one CPU device at real sizes
+    # What is kept for the backward pass: none (recomputes nothing) | norms | blocks (least memory).
+    model.remat = 'none'
+    # plain | scan | planes | auto: scan on one CPU device at real sizes, planes on TPUs.
+    model.conv_form = 'auto'
     model.backbone = ConfigDict(
         {
             'name': 'unet',  # unet | swin_unetr | transunet

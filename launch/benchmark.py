@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from launch import _cli
+from launch import _cli, _numbers
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'step: experiment, e.g. configs/maxquery.py:pancreas', lock_config=True
@@ -47,15 +47,13 @@ def main() -> None:
 
 
 def _step() -> dict:
-    from maxquery_jax.errors import UserError
+    from maxquery_jax.aot.compile import require_stage
     from maxquery_jax.train.benchmark_step import benchmark_step, synthetic_manifest
     from maxquery_jax.train.zept_stage import has_query_table
 
     config = _cli.experiment(_CONFIG.value)
-    stage = _STAGE.value or config.stages[-1]
-    if stage not in config.stages:
-        raise UserError(f'--stage={stage} is not one of {", ".join(config.stages)}')
-    spacing = _numbers('spacing_mm', _SPACING.value, float)
+    stage = require_stage(config, _STAGE.value)
+    spacing = _numbers.triple('spacing_mm', _SPACING.value, float)
     manifest = synthetic_manifest(
         _TUMOURS.value,
         spacing,
@@ -71,23 +69,11 @@ def _input() -> dict:
     script = pathlib.Path(__file__).parent / 'peers' / 'nnunet_input.py'
     return benchmark_input(
         _STORE.value,
-        patch_size=_numbers('patch_size', _PATCH.value, int),
+        patch_size=_numbers.triple('patch_size', _PATCH.value, int),
         num_repeats=_REPEATS.value,
         num_cores=_CORES.value,
         peer=[_PEER.value, str(script)] if _PEER.value else None,
     )
-
-
-def _numbers(name: str, texts: list[str], kind: type) -> tuple:
-    from maxquery_jax.errors import UserError
-
-    try:
-        values = tuple(kind(text) for text in texts)
-    except ValueError as error:
-        raise UserError(f'--{name} must be three numbers: {error}') from error
-    if len(values) != 3:
-        raise UserError(f'--{name} must be three numbers, not {len(values)}')
-    return values
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ LAYERS = [
     {'axes', 'typing', 'errors', 'files', 'progress'},
     {'ops'},
     {'models', 'baselines', 'augment', 'losses', 'metrics', 'optim'},
-    {'train', 'inference', 'data', 'text', 'parallel'},
+    {'train', 'inference', 'data', 'text', 'parallel', 'aot'},
     {'study', 'report', 'bundle'},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -140,7 +140,14 @@ def _warp(policy, patch_size, intensity, in_plane, image, label, chosen, draws, 
         displacement = jax.lax.cond(bends, displace, lambda: still)
     coordinates = spatial.patch_coordinates(image.shape[:3], patch_size, matrix, displacement)
     bounds = tone.intensity_bounds(intensity)
-    warped = spatial.sample_linear(image, coordinates, *bounds, in_plane=in_plane)
+    if in_plane:  # the same y and x in every slice, and a slice of the crop is one of the patch
+        places = [c[0] for c in coordinates[1:]]
+        first = spatial.crop_start(image.shape[:3], patch_size)[0]
+        slices = (x[first : first + patch_size[0]] for x in (image, label))
+        image, label = (jnp.where(mirrors[0], x[::-1], x) for x in slices)
+        warped = spatial.sample_planes(image, places, *bounds)
+        return tone.normalise_intensity(warped, intensity), spatial.nearest_planes(label, places)
+    warped = spatial.sample_linear(image, coordinates, *bounds)
     warped = tone.normalise_intensity(warped, intensity)
     return warped, spatial.sample_nearest(label, coordinates)
 

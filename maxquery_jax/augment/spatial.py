@@ -167,14 +167,7 @@ def patch_coordinates(
     return z, y, x
 
 
-def sample_linear(
-    image: Array,
-    coordinates: Sequence[Array],
-    lower: Array,
-    upper: Array,
-    *,
-    in_plane: bool = False,
-) -> Array:
+def sample_linear(image: Array, coordinates: Sequence[Array], lower: Array, upper: Array) -> Array:
     """Trilinear samples of an image that is clipped first and continues with `lower` outside.
 
     Clipping and the conversion to float32 happen on the eight corners, so that the crop, which is
@@ -185,26 +178,37 @@ def sample_linear(
         coordinates: z, y, x indices, each [d, h, w].
         lower: [P] value below which voxels are clipped, and outside.
         upper: [P] value above which voxels are clipped.
-        in_plane: z coordinates are whole numbers, so four corners suffice.
 
     Returns:
         [d, h, w, P] float32.
     """
-    floors = [jnp.floor(c) for c in coordinates]
-    fractions = [c - f for c, f in zip(coordinates, floors, strict=True)]
-    indices = [f.astype(jnp.int32) for f in floors]
     channels = image.shape[3]
     flat = image.reshape(-1) if channels == 1 else image.reshape(-1, channels)
     bounds = [b[0] if channels == 1 else b.reshape(1, 1, 1, channels) for b in (lower, upper)]
-    total = jnp.zeros((), jnp.float32)
-    for corner in itertools.product((0,) if in_plane else (0, 1), (0, 1), (0, 1)):
-        position, inside, weight = _corner(image.shape[:3], indices, fractions, corner)
-        value = flat[position].astype(jnp.float32)
-        if channels > 1:
-            inside, weight = inside[..., None], weight[..., None]
-        value = jnp.where(inside, jnp.clip(value, bounds[0], bounds[1]), bounds[0])
-        total = total + weight * value
+    total = _blend(flat, image.shape[:3], coordinates, bounds, channels > 1)
     return total[..., None] if channels == 1 else total
+
+
+def sample_planes(image: Array, coordinates: Sequence[Array], lower: Array, upper: Array) -> Array:
+    """Bilinear samples within slices, at the same places of every slice; see `sample_linear`.
+
+    All slices and channels of a place are one row in memory, so that four rows are fetched per
+    place instead of four numbers per voxel.
+
+    Args:
+        image: [D, H, W, P], any real dtype.
+        coordinates: y, x indices, each [h, w].
+        lower: [P] value below which voxels are clipped, and outside.
+        upper: [P] value above which voxels are clipped.
+
+    Returns:
+        [D, h, w, P] float32.
+    """
+    depth, height, width, channels = image.shape
+    rows = jnp.moveaxis(image, 0, 2).reshape(height * width, depth * channels)
+    bounds = [jnp.tile(b, depth).reshape(1, 1, -1) for b in (lower, upper)]
+    total = _blend(rows, (height, width), coordinates, bounds, True)
+    return jnp.moveaxis(total.reshape(*total.shape[:2], depth, channels), 2, 0)
 
 
 def sample_nearest(label: Array, coordinates: Sequence[Array]) -> Array:
@@ -212,6 +216,30 @@ def sample_nearest(label: Array, coordinates: Sequence[Array]) -> Array:
     indices = [jnp.floor(c + 0.5).astype(jnp.int32) for c in coordinates]
     position, inside, _ = _corner(label.shape, indices, None, (0, 0, 0))
     return jnp.where(inside, label.reshape(-1)[position], jnp.zeros((), label.dtype))
+
+
+def nearest_planes(label: Array, coordinates: Sequence[Array]) -> Array:
+    """[D, h, w] labels [D, H, W] at the nearest places within slices, 0 outside."""
+    indices = [jnp.floor(c + 0.5).astype(jnp.int32) for c in coordinates]
+    position, inside, _ = _corner(label.shape[1:], indices, None, (0, 0))
+    rows = jnp.moveaxis(label, 0, 2).reshape(-1, label.shape[0])[position]
+    return jnp.moveaxis(jnp.where(inside[..., None], rows, jnp.zeros((), label.dtype)), 2, 0)
+
+
+def _blend(flat: Array, shape, coordinates, bounds, has_columns: bool) -> Array:
+    """Weighted sum of the corners around each place of a grid of `shape`, flattened to rows."""
+    floors = [jnp.floor(c) for c in coordinates]
+    fractions = [c - f for c, f in zip(coordinates, floors, strict=True)]
+    indices = [f.astype(jnp.int32) for f in floors]
+    total = jnp.zeros((), jnp.float32)
+    for corner in itertools.product((0, 1), repeat=len(shape)):
+        position, inside, weight = _corner(shape, indices, fractions, corner)
+        value = flat[position].astype(jnp.float32)
+        if has_columns:
+            inside, weight = inside[..., None], weight[..., None]
+        value = jnp.where(inside, jnp.clip(value, bounds[0], bounds[1]), bounds[0])
+        total = total + weight * value
+    return total
 
 
 def _corner(shape, indices, fractions, corner):

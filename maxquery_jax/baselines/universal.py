@@ -17,6 +17,7 @@ from maxquery_jax import axes
 from maxquery_jax.losses.masks import mask_losses, query_targets, supervised_queries
 from maxquery_jax.models.attention import Dtype
 from maxquery_jax.models.layers import EPSILON, Dense
+from maxquery_jax.models.partition import constrain
 from maxquery_jax.ops.targets import Parents
 from maxquery_jax.typing import Array
 
@@ -112,7 +113,7 @@ class UniversalModel(nn.Module, kw_only=True):
         pixels = _norm_relu(features.full, 'pixel_norm', self.dtype)
         pixels = Dense(features=self.dynamic_features, dtype=self.dtype, name='pixel')(pixels)
         logits = dynamic_masks(pixels, parameters)
-        return UniversalOutputs(mask_logits=nn.with_logical_constraint(logits, axes.RESPONSE))
+        return UniversalOutputs(mask_logits=constrain(logits, axes.RESPONSE))
 
     def _control(self, deepest: Array, text: Any) -> Array:
         """Parameters [B, C, `num_dynamic(F)`] of the dynamic convolutions."""

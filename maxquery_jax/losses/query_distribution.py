@@ -79,8 +79,7 @@ def query_distribution_sums(
     merged = merge_responses(query_response, query_groups)  # [B, 3, d, h, w]
     if merged.shape[2:] != label.shape[1:]:
         depth, height, width = label.shape[1:]
-        merged = resize_linear(jnp.moveaxis(merged, 1, -1), (depth, height, width))
-        merged = jnp.moveaxis(merged, -1, 1)
+        merged = resize_linear(merged, (depth, height, width), first=2)
     truth = merge_labels(label, class_groups)
     loss = -jnp.sum(truth * jax.nn.log_softmax(merged, axis=1), axis=1)  # [B, D, H, W]
     if class_mask is not None:

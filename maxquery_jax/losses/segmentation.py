@@ -47,18 +47,18 @@ class CrossEntropySums(NamedTuple):
 
 
 def cross_entropy_sums(
-    seg_logits: Array, label: Array, class_mask: Array | None = None
+    seg_logits: Array, label: Array, class_mask: Array | None = None, *, class_axis: int = -1
 ) -> CrossEntropySums:
-    """The sums of `cross_entropy`, with its arguments."""
-    logits = _annotated_logits(seg_logits, class_mask)
-    truth = _one_hot(label, logits.shape[-1])
-    own = jnp.sum(jnp.where(truth, logits, 0.0), axis=-1)
-    loss = jax.nn.logsumexp(logits, axis=-1) - own
+    """The sums of `cross_entropy`, with its arguments; classes are axis -1 or 1 of the logits."""
+    logits = _annotated_logits(seg_logits, class_mask, class_axis)
+    truth = _one_hot(label, logits.shape[class_axis], class_axis)
+    own = jnp.sum(jnp.where(truth, logits, 0.0), axis=class_axis)
+    loss = jax.nn.logsumexp(logits, axis=class_axis) - own
     if class_mask is None:
         return CrossEntropySums(
             jnp.sum(loss, axis=_VOXELS), jnp.full(label.shape[:1], float(label[0].size))
         )
-    counted = jnp.any(truth & _expand(class_mask), axis=-1)
+    counted = jnp.any(truth & _expand(class_mask, class_axis), axis=class_axis)
     total = jnp.sum(jnp.where(counted, loss, 0.0), axis=_VOXELS)
     return CrossEntropySums(total, jnp.sum(counted, axis=_VOXELS, dtype=jnp.float32))
 
@@ -123,26 +123,37 @@ class DiceSums(NamedTuple):
         return jnp.mean(jnp.sum(loss * valid, axis=-1) / counted)
 
 
-def dice_sums(seg_logits: Array, label: Array, class_mask: Array | None = None) -> DiceSums:
-    """The sums of `soft_dice_loss`, with its arguments."""
-    probability = jax.nn.softmax(_annotated_logits(seg_logits, class_mask), axis=-1)
-    truth = _one_hot(label, probability.shape[-1])
+def dice_sums(
+    seg_logits: Array, label: Array, class_mask: Array | None = None, *, class_axis: int = -1
+) -> DiceSums:
+    """The sums of `soft_dice_loss`, with its arguments; classes are axis -1 or 1 of the logits."""
+    logits = _annotated_logits(seg_logits, class_mask, class_axis)
+    probability = jax.nn.softmax(logits, axis=class_axis)
+    truth = _one_hot(label, probability.shape[class_axis], class_axis)
     if class_mask is not None:
-        truth &= _expand(class_mask)
-    overlap = jnp.sum(jnp.where(truth, probability, 0.0), axis=_VOXELS)
-    total = jnp.sum(probability, axis=_VOXELS) + jnp.sum(truth, axis=_VOXELS, dtype=jnp.float32)
+        truth &= _expand(class_mask, class_axis)
+    voxels = (2, 3, 4) if class_axis == 1 else _VOXELS
+    overlap = jnp.sum(jnp.where(truth, probability, 0.0), axis=voxels)
+    total = jnp.sum(probability, axis=voxels) + jnp.sum(truth, axis=voxels, dtype=jnp.float32)
     return DiceSums(overlap, total)
 
 
-def _annotated_logits(seg_logits: Array, class_mask: Array | None) -> Array:
+def _annotated_logits(seg_logits: Array, class_mask: Array | None, class_axis: int) -> Array:
     logits = seg_logits.astype(jnp.float32)
-    return logits if class_mask is None else jnp.where(_expand(class_mask), logits, _MASKED)
+    if class_mask is None:
+        return logits
+    return jnp.where(_expand(class_mask, class_axis), logits, _MASKED)
 
 
-def _expand(class_mask: Array) -> Array:
-    return class_mask.astype(bool)[:, None, None, None, :]
+def _expand(class_mask: Array, class_axis: int) -> Array:
+    """[B, K] with axes of size one for the voxels."""
+    voxels = (2, 3, 4) if class_axis == 1 else _VOXELS
+    return jnp.expand_dims(class_mask.astype(bool), voxels)
 
 
-def _one_hot(label: Array, num_classes: int) -> Array:
-    classes = jnp.arange(num_classes, dtype=jnp.int32)
-    return label.astype(jnp.int32)[..., None] == classes[None, None, None, None]
+def _one_hot(label: Array, num_classes: int, class_axis: int) -> Array:
+    """Bool [B, D, H, W, K], or [B, K, D, H, W] for `class_axis` 1."""
+    classes = jnp.expand_dims(
+        jnp.arange(num_classes, dtype=jnp.int32), (0, 2, 3, 4) if class_axis == 1 else (0, 1, 2, 3)
+    )
+    return jnp.expand_dims(label.astype(jnp.int32), class_axis) == classes

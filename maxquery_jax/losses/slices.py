@@ -33,7 +33,7 @@ def sum_over_depth(
         The sums of the whole volume.
     """
     sums = jax.checkpoint(sums)
-    if resolve_form(form) == 'plain':
+    if resolve_form(form) != 'scan':
         return sums(query_response, label)
     # Depth first, as a scan slices its leading axis; the response's gradient is then stacked, and
     # not added up in an array of its whole size for every slice.

@@ -175,12 +175,13 @@ def _prediction_terms(
     is_coarse = _size(prediction.query_response, 2) != size
 
     def sums(response: Array, label: Array):
-        seg_logits = aggregate(prediction.class_logits, assignment(response))
+        # [B, K, D, H, W]: a few classes along the last axis would leave most of a vector unused.
+        seg_logits = aggregate(prediction.class_logits, assignment(response), class_axis=1)
         if is_coarse:
-            seg_logits = resize_linear(seg_logits, size)
+            seg_logits = resize_linear(seg_logits, size, first=2)
         return (
-            cross_entropy_sums(seg_logits, label, class_mask),
-            dice_sums(seg_logits, label, class_mask),
+            cross_entropy_sums(seg_logits, label, class_mask, class_axis=1),
+            dice_sums(seg_logits, label, class_mask, class_axis=1),
             query_distribution_sums(
                 response,
                 label,

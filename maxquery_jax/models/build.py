@@ -18,6 +18,7 @@ from maxquery_jax.models.backbones.transunet import TransUNet
 from maxquery_jax.models.backbones.unet import UNet
 from maxquery_jax.models.kmax_decoder import DecoderOptions
 from maxquery_jax.models.maxquery import MaxQuery
+from maxquery_jax.models.remat import POLICIES
 from maxquery_jax.models.segmenter import Segmenter
 from maxquery_jax.models.zept import ZePT
 from maxquery_jax.models.zept_decoders import ZePTOptions
@@ -71,6 +72,7 @@ def build_model(
         patch_size=patch_size,
         spacing_mm=spacing_mm,
         conv_form=conv_form,
+        remat=cfg.get('remat', 'none'),
         dtype=DTYPES[cfg.dtype],
     )
     if objective in ZEPT_STAGES:
@@ -176,6 +178,7 @@ def build_backbone(
     patch_size: Triple,
     spacing_mm: tuple[float, float, float],
     conv_form: str = 'plain',
+    remat: str = 'none',
     dtype: Any = jnp.float32,
 ) -> Any:
     """Builds the backbone that `cfg.name` names.
@@ -185,6 +188,7 @@ def build_backbone(
         patch_size: voxels (z, y, x).
         spacing_mm: voxel size (z, y, x) in mm.
         conv_form: formulation of the convolutions, see `ops.conv`.
+        remat: which activations are kept for the backward pass, see `models.remat`.
         dtype: compute dtype.
 
     Returns:
@@ -194,8 +198,9 @@ def build_backbone(
         UserError: a field that is unknown, inconsistent, or does not fit the patch.
     """
     _check_choice('model.backbone.name', cfg.name, BACKBONES)
+    _check_choice('model.remat', remat, POLICIES)
     if cfg.name == 'swin_unetr':
-        return _build_swin_unetr(cfg, patch_size, conv_form=conv_form, dtype=dtype)
+        return _build_swin_unetr(cfg, patch_size, conv_form=conv_form, remat=remat, dtype=dtype)
     topology = plan_topology(
         patch_size,
         spacing_mm,
@@ -208,6 +213,7 @@ def build_backbone(
         'convs_per_stage': cfg.convs_per_stage,
         'conv_form': conv_form,
         'dropout_rate': cfg.get('dropout_rate', 0.0),
+        'remat': remat,
         'dtype': dtype,
     }
     if cfg.name == 'unet':
@@ -228,7 +234,9 @@ def build_backbone(
     )
 
 
-def _build_swin_unetr(cfg: Any, patch_size: Triple, *, conv_form: str, dtype: Any) -> SwinUNETR:
+def _build_swin_unetr(
+    cfg: Any, patch_size: Triple, *, conv_form: str, remat: str, dtype: Any
+) -> SwinUNETR:
     where = 'model.backbone'
     depths, num_heads = tuple(cfg.depths), tuple(cfg.num_heads)
     if len(depths) != len(num_heads) or min((*depths, *num_heads), default=0) < 1:
@@ -254,6 +262,7 @@ def _build_swin_unetr(cfg: Any, patch_size: Triple, *, conv_form: str, dtype: An
         merging=cfg.patch_merging,
         residual_conv=cfg.residual_conv,
         conv_form=conv_form,
+        remat=remat,
         dtype=dtype,
     )
     backbone.check_patch(patch_size)

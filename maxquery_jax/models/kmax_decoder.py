@@ -25,6 +25,7 @@ from maxquery_jax.models.attention import (
     gelu,
 )
 from maxquery_jax.models.layers import MLP, Dense, DropPath
+from maxquery_jax.models.partition import constrain, gather
 from maxquery_jax.ops.norm import EPSILON
 from maxquery_jax.typing import Array, PixelFeatures, QueryPrediction
 
@@ -149,7 +150,7 @@ class PixelResponse(nn.Module, kw_only=True):
         if self.norm == 'l2':
             squared = _squared_length(centred, projection, bias)
             response *= jax.lax.rsqrt(squared + EPSILON)[:, None]
-        return response
+        return constrain(response, axes.RESPONSE)
 
     def _parameters(self, width_in: int, width: int) -> tuple[Any, Any, Any]:
         """Kernel [F, C] of the convolution, scale [C] and bias [C] of the InstanceNorm."""
@@ -157,11 +158,11 @@ class PixelResponse(nn.Module, kw_only=True):
         def norm(name: str, value: float) -> Any:
             init = nn.initializers.constant(value)
             init = nn.with_logical_partitioning(init, (axes.NORM,))
-            return self.param(name, init, (width,), jnp.float32)
+            return gather(self.param(name, init, (width,), jnp.float32))
 
         init = nn.with_logical_partitioning(initializers.lecun_normal(), axes.DENSE_KERNEL)
         kernel = self.param('kernel', init, (width_in, width), jnp.float32)
-        return kernel, norm('norm_scale', width**-0.5), norm('norm_bias', 0.0)
+        return gather(kernel), norm('norm_scale', width**-0.5), norm('norm_bias', 0.0)
 
 
 def _squared_length(centred: Array, projection: Array, bias: Array) -> Array:
@@ -277,7 +278,7 @@ class QueryDecoder(nn.Module, kw_only=True):
         )
         shape = (self.options.num_queries, self.options.query_dim)
         initial: Any = self.param('queries', init, shape, jnp.float32)
-        queries = jnp.broadcast_to(initial[None], (features.full.shape[0], *shape))
+        queries = jnp.broadcast_to(gather(initial)[None], (features.full.shape[0], *shape))
         predictions = []
         for i, stride in enumerate(self.options.output_strides):
             block = KMaxBlock(num_classes=self.num_classes, options=self.options, name=f'block{i}')

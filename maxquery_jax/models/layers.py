@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from maxquery_jax import axes
-from maxquery_jax.models import initializers
+from maxquery_jax.models import initializers, partition, remat
 from maxquery_jax.models.initializers import Initializer
 from maxquery_jax.ops import conv, norm
+from maxquery_jax.ops import fold as folding
 from maxquery_jax.ops.conv import Triple
 from maxquery_jax.typing import Array
 
@@ -41,12 +42,18 @@ def _kernel(module: Any, shape: tuple[int, ...], names: tuple[str | None, ...]) 
     return module.param('kernel', init, shape, jnp.float32)
 
 
-def _bias(module: nn.Module, like: Array, features_axis: str) -> Array:
-    """Bias parameter of `module`, zero at first, in the dtype and rank of its output `like`."""
+def _bias(module: nn.Module, like: Array, features_axis: str, times: int = 1) -> Array:
+    """Bias parameter of `module`, zero at first, in the dtype and rank of its output `like`.
+
+    A folded output holds its channels several `times`.
+    """
     name = axes.CLASS if features_axis == axes.CLASS else axes.NORM
     init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (name,))
-    bias: Any = module.param('bias', init, like.shape[-1:], jnp.float32)
-    return bias.astype(like.dtype).reshape((1,) * (like.ndim - 1) + like.shape[-1:])
+    bias: Any = module.param('bias', init, (like.shape[-1] // times,), jnp.float32)
+    bias = partition.gather(bias)
+    return (
+        jnp.tile(bias, times).astype(like.dtype).reshape((1,) * (like.ndim - 1) + like.shape[-1:])
+    )
 
 
 class Conv3D(nn.Module, kw_only=True):
@@ -60,6 +67,7 @@ class Conv3D(nn.Module, kw_only=True):
         form: formulation of `ops.conv.conv3d`: 'plain', 'scan' or 'auto'.
         features_axis: logical name of the output channels (`axes.CLASS` for a head).
         kernel_init: initialiser of the kernel; the bias starts at zero.
+        fold: of the output, see `ops.fold`; the input has stride[2] times as much.
         dtype: compute dtype.
     """
 
@@ -70,19 +78,32 @@ class Conv3D(nn.Module, kw_only=True):
     form: str = 'plain'
     features_axis: str = axes.FEATURES_OUT
     kernel_init: Initializer = he_normal()
+    fold: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [B, D, H, W, Cin] to [B, D', H', W', Cout]."""
-        shape = (*self.kernel_size, x.shape[-1], self.features)
+    def __call__(self, *parts: Array) -> Array:
+        """Maps volumes [B, D, H, W, Ci], to be concatenated, to [B, D', H', W', Cout].
+
+        Folded volumes are not concatenated but convolved one by one, which saves that copy.
+        """
+        fold_in = self.stride[2] * self.fold
+        widths = [part.shape[-1] // (fold_in if self.fold > 1 else 1) for part in parts]
+        shape = (*self.kernel_size, sum(widths), self.features)
         kernel = _kernel(self, shape, (*axes.CONV_KERNEL[:-1], self.features_axis))
-        y = conv.conv3d(
-            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, form=self.form
-        )
+        kernel = partition.gather(kernel.astype(self.dtype))
+        parts = tuple(x.astype(self.dtype) for x in parts)
+        if self.fold > 1:
+            ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+            kernels = jnp.split(kernel, ends, axis=3)
+            pairs = zip(parts, kernels, strict=True)
+            y = sum(folding.conv3d_folded(x, k, self.stride, self.fold) for x, k in pairs)
+        else:
+            x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+            y = conv.conv3d(x, kernel, stride=self.stride, form=self.form)
         if self.use_bias:
-            y = y + _bias(self, y, self.features_axis)
-        return y
+            y = y + _bias(self, y, self.features_axis, self.fold)
+        return remat.mark_conv_output(partition.constrain_features(y))
 
 
 class ConvTranspose3D(nn.Module, kw_only=True):
@@ -93,6 +114,8 @@ class ConvTranspose3D(nn.Module, kw_only=True):
         stride: (sd, sh, sw), also the kernel's extent.
         use_bias: whether a bias is added.
         kernel_init: initialiser of the kernel; the bias starts at zero.
+        fold: of the output, see `ops.fold`; 1, or a multiple of stride[2], of which the input has
+            one part.
         dtype: compute dtype.
     """
 
@@ -100,17 +123,23 @@ class ConvTranspose3D(nn.Module, kw_only=True):
     stride: Triple
     use_bias: bool = True
     kernel_init: Initializer = he_normal(fan_axis=-1)
+    fold: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, D, H, W, Cin] to [B, sd*D, sh*H, sw*W, Cout]."""
-        shape = (*self.stride, x.shape[-1], self.features)
-        kernel = _kernel(self, shape, axes.CONV_KERNEL)
-        y = conv.conv_transpose3d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        fold_in = self.fold // self.stride[2] if self.fold > 1 else 1
+        shape = (*self.stride, x.shape[-1] // fold_in, self.features)
+        kernel = partition.gather(_kernel(self, shape, axes.CONV_KERNEL).astype(self.dtype))
+        x = x.astype(self.dtype)
+        if self.fold > 1:
+            y = folding.conv_transpose3d_folded(x, kernel, self.stride, fold_in)
+        else:
+            y = conv.conv_transpose3d(x, kernel, self.stride)
         if self.use_bias:
-            y = y + _bias(self, y, axes.FEATURES_OUT)
-        return y
+            y = y + _bias(self, y, axes.FEATURES_OUT, self.fold)
+        return partition.constrain_features(y)
 
 
 class Dense(nn.Module, kw_only=True):
@@ -134,11 +163,11 @@ class Dense(nn.Module, kw_only=True):
     def __call__(self, x: Array) -> Array:
         """Maps [..., Cin] to [..., Cout]."""
         names = (axes.FEATURES_IN, self.features_axis)
-        kernel = _kernel(self, (x.shape[-1], self.features), names)
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        kernel = _kernel(self, (x.shape[-1], self.features), names).astype(self.dtype)
+        y = jnp.dot(x.astype(self.dtype), partition.gather(kernel))
         if self.use_bias:
             y = y + _bias(self, y, self.features_axis)
-        return y
+        return partition.constrain_features(y)
 
 
 class InstanceNorm(nn.Module, kw_only=True):
@@ -147,21 +176,26 @@ class InstanceNorm(nn.Module, kw_only=True):
     Attributes:
         negative_slope: slope of the activation below zero; 1 for none.
         affine: whether there are a scale and a bias.
+        fold: of the input, see `ops.fold`.
         dtype: compute dtype; statistics are float32.
     """
 
     negative_slope: float = 1.0
     affine: bool = True
+    fold: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, ..., C] to the same shape; statistics over the axes between B and C."""
+        channels = x.shape[-1] // self.fold
         if self.affine:
-            scale, bias = _scale_and_bias(self, x.shape[-1])
+            scale, bias = _scale_and_bias(self, channels)
         else:
-            scale, bias = jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1])
-        return norm.instance_norm(x.astype(self.dtype), scale, bias, self.negative_slope)
+            scale, bias = jnp.ones(channels), jnp.zeros(channels)
+        x = x.astype(self.dtype)
+        y = norm.instance_norm(x, scale, bias, self.negative_slope, self.fold)
+        return partition.constrain_features(y)
 
 
 class LayerNorm(nn.Module, kw_only=True):
@@ -200,7 +234,7 @@ def _scale_and_bias(module: nn.Module, features: int) -> tuple[Array, Array]:
     bias: Any = module.param(
         'bias', nn.with_logical_partitioning(zeros, names), (features,), jnp.float32
     )
-    return scale, bias
+    return partition.gather(scale), partition.gather(bias)
 
 
 class ConvNormAct(nn.Module, kw_only=True):
@@ -211,6 +245,7 @@ class ConvNormAct(nn.Module, kw_only=True):
         kernel_size: (kd, kh, kw).
         stride: (sd, sh, sw).
         form: formulation of `ops.conv.conv3d`.
+        fold: of the output, see `Conv3D`.
         dtype: compute dtype.
     """
 
@@ -218,20 +253,24 @@ class ConvNormAct(nn.Module, kw_only=True):
     kernel_size: Triple = (3, 3, 3)
     stride: Triple = (1, 1, 1)
     form: str = 'plain'
+    fold: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [B, D, H, W, Cin] to [B, D', H', W', Cout]."""
+    def __call__(self, *parts: Array) -> Array:
+        """Maps volumes [B, D, H, W, Ci], to be concatenated, to [B, D', H', W', Cout]."""
         x = Conv3D(
             features=self.features,
             kernel_size=self.kernel_size,
             stride=self.stride,
             form=self.form,
+            fold=self.fold,
             dtype=self.dtype,
             name='conv',
+        )(*parts)
+        return InstanceNorm(
+            negative_slope=NEGATIVE_SLOPE, fold=self.fold, dtype=self.dtype, name='norm'
         )(x)
-        return InstanceNorm(negative_slope=NEGATIVE_SLOPE, dtype=self.dtype, name='norm')(x)
 
 
 class ResidualBlock(nn.Module, kw_only=True):
@@ -242,7 +281,7 @@ class ResidualBlock(nn.Module, kw_only=True):
 
     Attributes:
         features: Cout.
-        form: formulation of `ops.conv.conv3d`.
+        form: formulation of `ops.conv.conv3d`; with 'planes', few channels are folded inside.
         dtype: compute dtype.
     """
 
@@ -251,25 +290,37 @@ class ResidualBlock(nn.Module, kw_only=True):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [B, D, H, W, Cin] to [B, D, H, W, features]."""
-        y = self._conv_norm(x, 'conv0', 3, NEGATIVE_SLOPE)
-        y = self._conv_norm(y, 'conv1', 3)
-        if x.shape[-1] != self.features:
-            x = self._conv_norm(x, 'shortcut', 1)
-        return nn.leaky_relu(x.astype(self.dtype) + y, NEGATIVE_SLOPE)
+    def __call__(self, *parts: Array) -> Array:
+        """Maps volumes [B, D, H, W, Ci], to be concatenated, to [B, D, H, W, features]."""
+        is_same = sum(x.shape[-1] for x in parts) == self.features
+        fold = folding.fold_of(self.form, self.features, parts[0].shape[3])
+        parts = tuple(folding.refold(x, 1, fold) for x in parts)
+        y = self._conv_norm(parts, fold, 'conv0', 3, NEGATIVE_SLOPE)
+        y = self._conv_norm((y,), fold, 'conv1', 3)
+        x = parts[0] if is_same else self._conv_norm(parts, fold, 'shortcut', 1)
+        return folding.refold(nn.leaky_relu(x.astype(self.dtype) + y, NEGATIVE_SLOPE), fold, 1)
 
-    def _conv_norm(self, x: Array, name: str, side: int, negative_slope: float = 1.0) -> Array:
+    def _conv_norm(
+        self,
+        parts: tuple[Array, ...],
+        fold: int,
+        name: str,
+        side: int,
+        negative_slope: float = 1.0,
+    ) -> Array:
         conv3d = Conv3D(
             features=self.features,
             kernel_size=(side, side, side),
             use_bias=False,
             form=self.form,
+            fold=fold,
             dtype=self.dtype,
             name=name,
         )
-        norm_act = InstanceNorm(negative_slope=negative_slope, affine=False, dtype=self.dtype)
-        return norm_act(conv3d(x))
+        norm_act = InstanceNorm(
+            negative_slope=negative_slope, affine=False, fold=fold, dtype=self.dtype
+        )
+        return norm_act(conv3d(*parts))
 
 
 class MLP(nn.Module, kw_only=True):

@@ -11,6 +11,7 @@ from maxquery_jax.models.kmax_decoder import (
     PixelResponse,
     QueryDecoder,
 )
+from maxquery_jax.models.partition import constrain
 from maxquery_jax.ops import anomaly
 from maxquery_jax.ops.assignment import aggregate, assignment
 from maxquery_jax.ops.spatial import resize_linear
@@ -83,12 +84,11 @@ class MaxQuery(nn.Module, kw_only=True):
         pixels = average_pool(features.full, self.pixel_stride)
         respond = PixelResponse(norm=options.pixel_norm, dtype=options.dtype, name='pixel_response')
         response = respond(pixels, centers)
-        response = nn.with_logical_constraint(response, axes.RESPONSE)
         seg_logits = resize_to(segment(class_logits, response), image.shape[1:4])
         return MaxQueryOutputs(
             final=QueryPrediction(query_response=response, class_logits=class_logits),
             aux_outputs=block_predictions if train and self.deep_supervision else (),
-            seg_logits=nn.with_logical_constraint(seg_logits, axes.VOLUME),
+            seg_logits=constrain(seg_logits, axes.VOLUME),
         )
 
 

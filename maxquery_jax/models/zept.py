@@ -12,6 +12,7 @@ from maxquery_jax import axes
 from maxquery_jax.errors import UserError
 from maxquery_jax.models.layers import Dense, LayerNorm
 from maxquery_jax.models.maxquery import average_pool, resize_to
+from maxquery_jax.models.partition import constrain
 from maxquery_jax.models.zept_blocks import MaskHead, positive_parameter
 from maxquery_jax.models.zept_decoders import (
     FundamentalDecoder,
@@ -225,7 +226,7 @@ def mask_logits(embeddings: Array, full: Array) -> Array:
         [B, N, D, H, W] float32.
     """
     logits = prompts.query_response(embeddings, full)
-    return nn.with_logical_constraint(logits, axes.RESPONSE)
+    return constrain(logits, axes.RESPONSE)
 
 
 def anomaly_map(outputs: ZePTOutputs) -> Array:

@@ -10,6 +10,7 @@ from maxquery_jax import axes
 from maxquery_jax.models import initializers
 from maxquery_jax.models.attention import Dtype, gelu
 from maxquery_jax.models.layers import Dense, LayerNorm
+from maxquery_jax.models.partition import gather
 from maxquery_jax.models.zept_blocks import (
     GroupingBlock,
     GroupViTBlock,
@@ -107,7 +108,7 @@ def initial_queries(module: nn.Module, shape: tuple[int, int], batch: int, init:
     """Learned queries [B, N, C] from parameter 'queries' [N, C] of `module`."""
     boxed = nn.with_logical_partitioning(init, (axes.QUERY, axes.FEATURES_OUT))
     queries: Any = module.param('queries', boxed, shape, jnp.float32)
-    return jnp.broadcast_to(queries[None], (batch, *shape))
+    return jnp.broadcast_to(gather(queries)[None], (batch, *shape))
 
 
 def flatten_voxels(features: Array) -> Array:

@@ -53,17 +53,19 @@ def assignment(query_response: Array) -> Array:
     return jax.nn.softmax(query_response.astype(jnp.float32), axis=1)
 
 
-def aggregate(class_logits: Array, assignment: Array) -> Array:
+def aggregate(class_logits: Array, assignment: Array, *, class_axis: int = -1) -> Array:
     """Weighs each query's class logits by its share of the voxel (MaxQuery Eq. 4).
 
     Args:
         class_logits: [B, N, K] C_K.
         assignment: [B, N, D, H, W] M.
+        class_axis: -1, or 1 for [B, K, D, H, W], which is narrow along no axis of the memory.
 
     Returns:
         [B, D, H, W, K] float32 Z.
     """
-    return jnp.einsum('bnk,bndhw->bdhwk', class_logits, assignment, **_FLOAT32)
+    result = 'bkdhw' if class_axis == 1 else 'bdhwk'
+    return jnp.einsum(f'bnk,bndhw->{result}', class_logits, assignment, **_FLOAT32)
 
 
 def merge_assignments(assignment: Array, query_groups: Sequence[int]) -> Array:

@@ -1,20 +1,22 @@
 """The one place where a 3D convolution is written.
 
-Two forms of the same function: 'plain' is XLA's convolution (GPU, TPU, sharded runs, FLOP counts,
+Forms of the same function: 'plain' is XLA's convolution (GPU, sharded runs on CPUs, FLOP counts,
 small sizes), 'scan' a loop over depth that is several times faster on one CPU (`conv_scan`).
+'planes' is a sum of 2D convolutions for TPUs (`conv_planes`), where a network also holds volumes of
+few channels folded (`fold`).
 """
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maxquery_jax.ops import conv_scan
+from maxquery_jax.ops import conv_planes, conv_scan
 from maxquery_jax.ops.conv_scan import Triple
+from maxquery_jax.ops.platform import traced_for
 from maxquery_jax.typing import Array
 
-FORMS = ('plain', 'scan', 'auto')
+FORMS = ('plain', 'scan', 'planes', 'auto')
 
 # Multiply-adds of one sample from which the scan form repays its compile time (seconds a layer) on
 # a CPU within some hundred steps. A strided one pays earlier: the plain input gradient is naive.
@@ -29,8 +31,8 @@ def conv3d(x: Array, kernel: Array, *, stride: Triple = (1, 1, 1), form: str = '
         x: [B, D, H, W, Cin].
         kernel: [kd, kh, kw, Cin, Cout], odd sides.
         stride: (sd, sh, sw).
-        form: 'plain', 'scan' or 'auto' (see `resolve_form`). 'scan' runs the plain form where a
-            kernel side is not 1 or 3 or a stride not 1 or 2.
+        form: 'plain', 'scan', 'planes' or 'auto' (see `resolve_form`). 'scan' runs the plain form
+            where a kernel side is not 1 or 3 or a stride not 1 or 2.
 
     Returns:
         [B, ceil(D/sd), ceil(H/sh), ceil(W/sw), Cout] in the dtype of `x`.
@@ -46,6 +48,8 @@ def conv3d(x: Array, kernel: Array, *, stride: Triple = (1, 1, 1), form: str = '
         return jnp.dot(x[:, :: stride[0], :: stride[1], :: stride[2]], kernel[0, 0, 0])
     if form == 'scan' and conv_scan.is_supported(kernel_size, stride):
         return conv_scan.conv3d_scan(x, kernel, stride)
+    if form == 'planes' and max(kernel_size) > 1:
+        return conv_planes.conv3d_planes(x, kernel, stride)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -65,17 +69,17 @@ def resolve_form(
 
     'auto' is 'scan' when the computation is traced for one CPU device (the active mesh says so,
     else the default backend has a single device) and one sample's convolution is large enough to
-    repay the loop; 'plain' otherwise. Ahead-of-time compilation for an absent accelerator without
-    an active mesh must ask for 'plain' itself.
+    repay the loop; 'planes' for TPUs; 'plain' otherwise. Ahead-of-time compilation for an absent
+    accelerator without an active mesh must ask for its form itself.
 
     Args:
-        form: 'plain', 'scan' or 'auto'.
+        form: 'plain', 'scan', 'planes' or 'auto'.
         x_shape: [B, D, H, W, Cin]; without shapes only the device decides.
         kernel_shape: [kd, kh, kw, Cin, Cout].
         stride: (sd, sh, sw).
 
     Returns:
-        'plain' or 'scan'.
+        'plain', 'scan' or 'planes'.
 
     Raises:
         ValueError: if the form is unknown.
@@ -84,7 +88,10 @@ def resolve_form(
         raise ValueError(f'form must be one of {FORMS}, got {form!r}')
     if form != 'auto':
         return form
-    if not _is_single_cpu():
+    platform, size = traced_for()
+    if platform == 'tpu':
+        return 'planes'
+    if platform != 'cpu' or size > 1:
         return 'plain'
     if x_shape is None or kernel_shape is None:
         return 'scan'
@@ -93,16 +100,6 @@ def resolve_form(
     voxels = math.prod(-(-n // s) for n, s in zip(x_shape[1:4], stride, strict=True))
     least = _SCAN_MIN_WORK if math.prod(stride) == 1 else _SCAN_MIN_WORK_STRIDED
     return 'scan' if voxels * math.prod(kernel_shape) >= least else 'plain'
-
-
-def _is_single_cpu() -> bool:
-    """Whether the code being traced is for one CPU device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return jax.default_backend() == 'cpu' and jax.device_count() == 1
-    device = mesh.abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return platform == 'cpu' and mesh.size == 1
 
 
 def conv_transpose3d(x: Array, kernel: Array, stride: Triple) -> Array:

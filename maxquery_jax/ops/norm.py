@@ -11,8 +11,10 @@ from maxquery_jax.typing import Array
 EPSILON = 1e-5
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def instance_norm(x: Array, scale: Array, bias: Array, negative_slope: float = 1.0) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def instance_norm(
+    x: Array, scale: Array, bias: Array, negative_slope: float = 1.0, fold: int = 1
+) -> Array:
     """Normalises each channel of each sample over its voxels; scale, bias, leaky ReLU.
 
     Statistics are float32 and the variance is computed in a second pass: the mean of squares minus
@@ -25,44 +27,58 @@ def instance_norm(x: Array, scale: Array, bias: Array, negative_slope: float = 1
         scale: [C] float32.
         bias: [C] float32.
         negative_slope: slope of the activation below zero; 1 for none.
+        fold: neighbours folded into the channels of `x`, [B, ..., fold * C], see `ops.fold`.
 
     Returns:
         [B, ..., C] in the dtype of `x`.
     """
-    return _forward(x, scale, bias, negative_slope)[0]
+    return _forward(x, scale, bias, negative_slope, fold)[0]
 
 
-def _per_channel(vector: Array, rank: int) -> Array:
-    """[C] with leading axes of size one."""
+def _per_channel(vector: Array, rank: int, fold: int) -> Array:
+    """[C] with leading axes of size one, once per folded neighbour."""
+    vector = jnp.tile(vector, fold)
     return vector.reshape((1,) * (rank - 1) + vector.shape)
 
 
-def _forward(x: Array, scale: Array, bias: Array, negative_slope: float) -> tuple[Array, tuple]:
-    over = tuple(range(1, x.ndim - 1))
+def _mean(x: Array, fold: int) -> Array:
+    """Mean of each channel of each sample, [B, 1, ..., fold * C]: equal for all neighbours."""
+    mean = jnp.mean(x, tuple(range(1, x.ndim - 1)), keepdims=True)
+    if fold == 1:
+        return mean
+    apart = mean.reshape(*mean.shape[:-1], fold, -1)
+    return jnp.broadcast_to(apart.mean(-2, keepdims=True), apart.shape).reshape(mean.shape)
+
+
+def _forward(
+    x: Array, scale: Array, bias: Array, negative_slope: float, fold: int
+) -> tuple[Array, tuple]:
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, over, keepdims=True)
-    variance = jnp.mean(jnp.square(wide - mean), over, keepdims=True)
-    inverse_std = lax.rsqrt(variance + EPSILON)
-    y = (wide - mean) * (inverse_std * _per_channel(scale, x.ndim)) + _per_channel(bias, x.ndim)
+    mean = _mean(wide, fold)
+    inverse_std = lax.rsqrt(_mean(jnp.square(wide - mean), fold) + EPSILON)
+    gain, offset = _per_channel(scale, x.ndim, fold), _per_channel(bias, x.ndim, fold)
+    y = (wide - mean) * (inverse_std * gain) + offset
     y = jnp.where(y >= 0, y, negative_slope * y)
     return y.astype(x.dtype), (x, mean, inverse_std, scale, bias)
 
 
-def _backward(negative_slope: float, residuals: tuple, g: Array) -> tuple[Array, Array, Array]:
+def _backward(
+    negative_slope: float, fold: int, residuals: tuple, g: Array
+) -> tuple[Array, Array, Array]:
     x, mean, inverse_std, scale, bias = residuals
-    over = tuple(range(1, x.ndim - 1))
-    gain = _per_channel(scale, x.ndim)
+    gain = _per_channel(scale, x.ndim, fold)
     normal = (x.astype(jnp.float32) - mean) * inverse_std
-    y = normal * gain + _per_channel(bias, x.ndim)
+    y = normal * gain + _per_channel(bias, x.ndim, fold)
     g = g.astype(jnp.float32)
     g = jnp.where(y >= 0, g, negative_slope * g)
-    g_sum = jnp.sum(g, over, keepdims=True)
-    g_normal_sum = jnp.sum(g * normal, over, keepdims=True)
-    voxels = x.size // (x.shape[0] * x.shape[-1])
-    dx = (g - g_sum / voxels - normal * (g_normal_sum / voxels)) * (inverse_std * gain)
-    per_sample = (x.shape[0], x.shape[-1])
-    dscale = jnp.sum(g_normal_sum.reshape(per_sample), 0)
-    return dx.astype(x.dtype), dscale, jnp.sum(g_sum.reshape(per_sample), 0)
+    g_mean, g_normal_mean = _mean(g, fold), _mean(g * normal, fold)
+    dx = (g - g_mean - normal * g_normal_mean) * (inverse_std * gain)
+    voxels = x.size // (x.shape[0] * scale.size)
+
+    def over_samples(mean: Array) -> Array:
+        return voxels * jnp.sum(mean.reshape(x.shape[0], -1)[:, : scale.size], 0)
+
+    return dx.astype(x.dtype), over_samples(g_normal_mean), over_samples(g_mean)
 
 
 instance_norm.defvjp(_forward, _backward)

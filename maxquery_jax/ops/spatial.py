@@ -4,33 +4,38 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from maxquery_jax.ops.platform import traced_for
 from maxquery_jax.typing import Array
 
 Triple = tuple[int, int, int]
 
 
-def resize_linear(x: Array, shape: Triple) -> Array:
+def resize_linear(x: Array, shape: Triple, *, first: int = 1) -> Array:
     """Trilinear resize with half-pixel centres and no antialiasing, an axis at a time.
 
     Equals `torch.nn.functional.interpolate(mode='trilinear', align_corners=False)`. Axes that grow
-    by a whole factor blend shifted copies; other axes are multiplied by their weight matrix.
+    by a whole factor blend shifted copies; other axes are multiplied by their weight matrix, and on
+    TPUs the last two always: there shuffling neighbours costs more than a matrix product.
 
     Args:
-        x: [B, d, h, w, C] floating point.
+        x: [B, d, h, w, C] floating point, or with other axes in place of B and C.
         shape: (D, H, W) of the result.
+        first: axis of the depth.
 
     Returns:
         [B, D, H, W, C] in the dtype of `x`.
     """
-    for axis, size in enumerate(shape, start=1):
+    prefers_matmul = traced_for()[0] == 'tpu'
+    for axis, size in enumerate(shape, start=first):
         old = x.shape[axis]
         if size == old:
             continue
-        if size % old == 0:
+        if size % old == 0 and not (prefers_matmul and axis > first):
             x = _upsample_axis(x, axis, size // old)
         else:
             weights = jnp.asarray(_linear_weights(old, size), x.dtype)
-            x = jnp.moveaxis(jnp.tensordot(weights, x, axes=(1, axis)), 0, axis)
+            exact = lax.Precision.HIGHEST
+            x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision=exact), 0, axis)
     return x
 
 

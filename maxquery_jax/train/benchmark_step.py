@@ -91,7 +91,7 @@ def benchmark_step(
             stage.model, (1, *stage.patch_size, channels), stream(config.seed, 'init', 0)
         )
         state = create_state(params, stage.tx, stage.shardings)
-        step = jax.jit(stage.train_step, donate_argnums=0, out_shardings=(stage.shardings, None))
+        step = stage.jit_step()
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )

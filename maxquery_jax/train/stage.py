@@ -65,9 +65,13 @@ class Stage:
     shardings: train_state.TrainState
     train_step: Callable
     dropout_key: Array
-    augment_step: Callable
+    augment_step: steps.AugmentStep
     eval_step: Callable
     masked_classes: int = 0
+
+    def jit_step(self) -> Callable:
+        """The train step as it is compiled everywhere: state donated, in its shards afterwards."""
+        return jax.jit(self.train_step, donate_argnums=0, out_shardings=(self.shardings, None))
 
     def abstract_raw_batch(self, rows: int, channels: int, mesh: Mesh) -> dict[str, Any]:
         """Shapes of a raw batch as the pipeline delivers it."""
@@ -173,7 +177,7 @@ def build_stage(
         shardings=train_state.state_shardings(boxed, tx, mesh),
         train_step=train_step,
         dropout_key=stream_key(config.seed, f'{name}/dropout'),
-        augment_step=steps.make_augment_step(augment, seed=config.seed, stage=name),
+        augment_step=steps.AugmentStep(augment, seed=config.seed, stage=name),
         eval_step=steps.make_eval_step(model, crop, _make_masks(cfg, config, manifest)),
         masked_classes=manifest.num_classes if is_partial else 0,
     )

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maxquery_jax import axes
 from maxquery_jax.losses.masks import UNSEEN
+from maxquery_jax.models.partition import constrain
 from maxquery_jax.ops.targets import Parents, class_targets
 from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.state import TrainState
@@ -22,28 +24,36 @@ Gradients = Callable[..., tuple[PyTree, Metrics]]
 Augment = Callable[[Batch, Array], Batch]
 
 
-def make_augment_step(augment: Augment, *, seed: int, stage: str) -> Callable[..., Batch]:
-    """Builds `step(batch, step_index) -> batch`: the device augmentation as a program of its own.
+class AugmentStep:
+    """`step(batch, index) -> batch`: the device augmentation as a program of its own.
 
     Apart from the train step it is compiled once for all stages of an experiment and runs while
     the device still computes the step before.
-
-    Args:
-        augment: raw batch and key to float image [B, D, H, W, P] and int label [B, D, H, W]; other
-            entries pass through, but for `case`.
-        seed: of the run.
-        stage: name of the stage; the key derives from (seed, stage, step).
     """
 
-    def step(batch: Batch, key: Array) -> Batch:
-        return augment({name: x for name, x in batch.items() if name != 'case'}, key)
+    def __init__(self, augment: Augment, *, seed: int, stage: str) -> None:
+        """Compiles nothing yet.
 
-    jitted = jax.jit(step)
+        Args:
+            augment: raw batch and key to float image [B, D, H, W, P] and int label [B, D, H, W];
+                other entries pass through, but for `case`.
+            seed: of the run.
+            stage: name of the stage; the key derives from (seed, stage, step).
+        """
 
-    def run(batch: Batch, index: int | Array) -> Batch:
-        return jitted(batch, stream(seed, f'{stage}/augment', index))
+        def step(batch: Batch, key: Array) -> Batch:
+            return augment({name: x for name, x in batch.items() if name != 'case'}, key)
 
-    return run
+        self._jitted = jax.jit(step)
+        self._seed, self._stream = seed, f'{stage}/augment'
+
+    def __call__(self, batch: Batch, index: int | Array) -> Batch:
+        """Augments the batch of step `index`."""
+        return self._jitted(batch, stream(self._seed, self._stream, index))
+
+    def lower(self, batch: Batch, key: Array) -> jax.stages.Lowered:
+        """Lowers the program for an abstract batch and key."""
+        return self._jitted.lower(batch, key)
 
 
 def make_train_step(
@@ -105,6 +115,9 @@ def _make_gradients(model: nn.Module, objective: Objective, with_label: bool) ->
     def gradients(state: TrainState, image: Array, truth: Batch, key: Array, **call):
         if with_label:
             call['label'] = truth['label']
+
+        image = constrain(image, axes.VOLUME)
+        truth = truth | {'label': constrain(truth['label'], axes.VOLUME[:-1])}
 
         def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
             outputs = model.apply(

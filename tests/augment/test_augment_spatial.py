@@ -101,13 +101,20 @@ def test_warp_equals_scipy_with_a_constant_border(channels):
     assert (got_label != want).mean() < 1e-3  # ties of rounding
 
 
-def test_in_plane_shortcut_is_exact():
+@pytest.mark.parametrize('channels', [1, 2])
+def test_planes_equal_the_volume_they_are_slices_of(channels):
     image, label = blobs((6, 20, 20))
+    image = jnp.concatenate([image, image[::-1]], -1)[..., :channels]
+    bounds = [jnp.repeat(b, channels) for b in (LOW, HIGH)]
     matrix = spatial.rotation_matrix(jnp.array([0.4, 0.0, 0.0]))
     coordinates = spatial.patch_coordinates(label.shape, (6, 12, 14), matrix)
-    full = spatial.sample_linear(image, coordinates, LOW, HIGH)
-    short = spatial.sample_linear(image, coordinates, LOW, HIGH, in_plane=True)
-    np.testing.assert_allclose(short, full, atol=1e-3)
+    places = [c[0] for c in coordinates[1:]]
+    volume = spatial.sample_linear(image, coordinates, *bounds)
+    np.testing.assert_allclose(spatial.sample_planes(image, places, *bounds), volume, atol=1e-3)
+    np.testing.assert_array_equal(
+        spatial.nearest_planes(jnp.asarray(label), places),
+        spatial.sample_nearest(jnp.asarray(label), coordinates),
+    )
 
 
 def test_deformed_label_is_integral_and_matches_the_image():

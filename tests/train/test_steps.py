@@ -66,7 +66,7 @@ def train(num_steps=3, accumulate=1, drop=0.0, seed=0, batch=None, mesh=None, fr
         current = state.create_state(params, tx, shardings)
         step = jit_step(drop, accumulate, frozen_steps, mesh)
         key = rngs.stream_key(seed, 'toy/dropout')
-        augment_step = steps.make_augment_step(augment, seed=seed, stage='toy')
+        augment_step = steps.AugmentStep(augment, seed=seed, stage='toy')
         for index in range(num_steps):
             raw = sharding.put_batch(batch or make_batch(), mesh)
             current, metrics = step(current, augment_step(raw, index), key)

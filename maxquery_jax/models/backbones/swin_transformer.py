@@ -5,13 +5,14 @@ does not divide are padded with zeros at their end, as there.
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from maxquery_jax.models import initializers, layers
 from maxquery_jax.models.attention import gelu
+from maxquery_jax.models.partition import gather
+from maxquery_jax.models.remat import rematerialise
 from maxquery_jax.ops import windows
 from maxquery_jax.ops.windows import Triple
 from maxquery_jax.typing import Array
@@ -81,10 +82,10 @@ class WindowAttention(nn.Module, kw_only=True):
         x = windows.unpartition(x, window, grid)
         return jnp.roll(x, shift, axis=(1, 2, 3)) if is_shifted else x
 
-    def _table(self) -> Any:
+    def _table(self) -> Array:
         init = nn.with_logical_partitioning(initializers.truncated_normal(0.02), (None, None))
         shape = ((2 * self.window_size - 1) ** 3, self.num_heads)
-        return self.param('relative_bias', init, shape, jnp.float32)
+        return gather(self.param('relative_bias', init, shape, jnp.float32))
 
 
 class SwinBlock(nn.Module, kw_only=True):
@@ -140,6 +141,7 @@ class SwinStage(nn.Module, kw_only=True):
         merging: key of `MERGING_ORDERS`.
         residual_conv: whether a residual convolution block comes first (MONAI's `use_v2`).
         conv_form: formulation of its convolutions.
+        remat: which activations of a block are kept, see `models.remat`.
         dtype: compute dtype.
     """
 
@@ -150,6 +152,7 @@ class SwinStage(nn.Module, kw_only=True):
     merging: str = 'merging'
     residual_conv: bool = False
     conv_form: str = 'plain'
+    remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -161,7 +164,7 @@ class SwinStage(nn.Module, kw_only=True):
                 features=features, form=self.conv_form, dtype=self.dtype, name='residual_conv'
             )(x)
         for index in range(self.depth):
-            x = SwinBlock(
+            x = rematerialise(SwinBlock, self.remat)(
                 num_heads=self.num_heads,
                 window_size=self.window_size,
                 is_shifted=index % 2 == 1,
@@ -191,6 +194,7 @@ class SwinTransformer(nn.Module, kw_only=True):
         merging: see `SwinStage`.
         residual_conv: see `SwinStage`.
         conv_form: see `SwinStage`.
+        remat: see `SwinStage`.
         dtype: compute dtype.
     """
 
@@ -203,6 +207,7 @@ class SwinTransformer(nn.Module, kw_only=True):
     merging: str = 'merging'
     residual_conv: bool = False
     conv_form: str = 'plain'
+    remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -224,6 +229,7 @@ class SwinTransformer(nn.Module, kw_only=True):
                 merging=self.merging,
                 residual_conv=self.residual_conv,
                 conv_form=self.conv_form,
+                remat=self.remat,
                 dtype=self.dtype,
                 name=f'stage{index}',
             )(x)

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from maxquery_jax.errors import UserError
-from maxquery_jax.models import layers
+from maxquery_jax.models import layers, remat
 from maxquery_jax.models.backbones.swin_transformer import SwinTransformer
+from maxquery_jax.ops.fold import fold_of, refold
 from maxquery_jax.typing import Array, PixelFeatures
 
 
@@ -28,13 +29,20 @@ class UpBlock(nn.Module, kw_only=True):
     def __call__(self, x: Array, skip: Array) -> Array:
         """Maps [B, d, h, w, C] and a skip [B, D, H, W, features] to the latter's shape."""
         depth, height, width = skip.shape[1:4]
+        # A fold of two is what up-sampling leaves of an unfolded map.
+        fold = 2 if fold_of(self.conv_form, self.features, width) == 2 else 1
         x = layers.ConvTranspose3D(
-            features=self.features, stride=(2, 2, 2), use_bias=False, dtype=self.dtype, name='up'
+            features=self.features,
+            stride=(2, 2, 2),
+            use_bias=False,
+            fold=fold,
+            dtype=self.dtype,
+            name='up',
         )(x)
-        x = jnp.concatenate([x[:, :depth, :height, :width], skip], axis=-1)
+        x = refold(x, fold, 1)[:, :depth, :height, :width]
         return layers.ResidualBlock(
             features=self.features, form=self.conv_form, dtype=self.dtype, name='block'
-        )(x)
+        )(x, skip)
 
 
 class SwinUNETR(nn.Module, kw_only=True):
@@ -59,6 +67,7 @@ class SwinUNETR(nn.Module, kw_only=True):
             (its order before 2025, which drops two of eight voxels; for weights trained with it).
         residual_conv: a residual convolution block before each stage (MONAI's `use_v2`).
         conv_form: formulation of `ops.conv.conv3d`: 'plain', 'scan' or 'auto'.
+        remat: which activations of a block are kept, see `models.remat`.
         dtype: compute dtype.
     """
 
@@ -71,6 +80,7 @@ class SwinUNETR(nn.Module, kw_only=True):
     merging: str = 'merging'
     residual_conv: bool = False
     conv_form: str = 'plain'
+    remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -120,6 +130,7 @@ class SwinUNETR(nn.Module, kw_only=True):
             merging=self.merging,
             residual_conv=self.residual_conv,
             conv_form=self.conv_form,
+            remat=self.remat,
             dtype=self.dtype,
             name='swin',
         )(image)
@@ -132,7 +143,7 @@ class SwinUNETR(nn.Module, kw_only=True):
         x = self._block(self._features(num_stages + 1), 'bottleneck')(states[-1])
         decoder = [x]
         for level in reversed(range(num_stages + 1)):
-            x = UpBlock(
+            x = remat.rematerialise(UpBlock, self.remat)(
                 features=self._features(level),
                 conv_form=self.conv_form,
                 dtype=self.dtype,
@@ -159,6 +170,6 @@ class SwinUNETR(nn.Module, kw_only=True):
         return self.feature_size * 2 ** max(level - 1, 0)
 
     def _block(self, features: int, name: str) -> layers.ResidualBlock:
-        return layers.ResidualBlock(
+        return remat.rematerialise(layers.ResidualBlock, self.remat)(
             features=features, form=self.conv_form, dtype=self.dtype, name=name
         )

@@ -21,6 +21,7 @@ from maxquery_jax.models import initializers, layers
 from maxquery_jax.models.attention import gelu
 from maxquery_jax.models.backbones.topology import Triple
 from maxquery_jax.models.backbones.unet import UNet
+from maxquery_jax.models.partition import gather
 from maxquery_jax.ops.spatial import resize_linear
 from maxquery_jax.typing import Array
 
@@ -85,7 +86,7 @@ class VisionTransformer(nn.Module, kw_only=True):
             initializers.truncated_normal(0.02), (None, None, None, axes.FEATURES_OUT)
         )
         positions: Any = self.param('positions', init, (*self.grid, self.width), jnp.float32)
-        positions = resize_linear(positions[None], (depth, height, width))
+        positions = resize_linear(gather(positions)[None], (depth, height, width))
         tokens = (tokens + positions.astype(self.dtype)).reshape(batch, -1, self.width)
         for index in range(self.num_layers):
             block = TransformerBlock(
