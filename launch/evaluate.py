@@ -3,18 +3,24 @@
     python -m launch.evaluate --model=RUN
     python -m launch.evaluate --model=RUN --split=val
     python -m launch.evaluate --predictions=DIR --labels=DIR [--label_map=F] [--output=DIR]
+    python -m launch.evaluate --model=RUN --part=1/2    # on one host
+    python -m launch.evaluate --model=RUN --part=2/2    # on another
+    python -m launch.evaluate --model=RUN --merge=2     # when both are done
 
 --model evaluates RUN/predictions/SPLIT against the labels that the run's store was made from.
 --predictions evaluates any folder that launch.predict wrote; DIR of --labels holds X.nii.gz for
 each X_seg.nii.gz, in the same geometry. Labels that join left and right, or that are folders of
 masks X/NAME.nii.gz, need --label_map=STORE/manifest.json, which says how to read them. Writes
-summary.json (docs/summary_schema.md) and cases.csv.
+summary.json (docs/summary_schema.md) and cases.csv. Parts are left beside it in
+summary.i_of_n.npz; the merge checks them against today's files and flags and gives the very
+summary that one process would have written.
 """
 
 from absl import flags
 
 from launch import _cli
-from maxquery_jax.report.evaluate import evaluate
+from maxquery_jax.errors import UserError
+from maxquery_jax.report.evaluate import evaluate, evaluate_part
 
 _MODEL = flags.DEFINE_string('model', None, 'Run directory that launch.train wrote.')
 _SPLIT = flags.DEFINE_string('split', 'test', "Split of the run's store: train, val or test.")
@@ -49,24 +55,34 @@ _RESAMPLES = flags.DEFINE_integer(
     'resamples', 1000, 'Bootstrap resamples of the cases.', lower_bound=1000
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the bootstrap.', lower_bound=0)
+_PART = flags.DEFINE_string(
+    'part', None, 'i/n: measure the i-th of n parts of the cases only, for --merge=n.'
+)
+_MERGE = flags.DEFINE_integer(
+    'merge', None, 'n: make the summary of the n parts that --part has measured.', lower_bound=1
+)
 
 
 def main() -> None:
     """Runs the verb."""
-    evaluate(
-        predictions=_PREDICTIONS.value,
-        labels=_LABELS.value,
-        label_map=_LABEL_MAP.value,
-        model=_MODEL.value,
-        split=_SPLIT.value,
-        output=_OUTPUT.value,
-        dilate_mm=_DILATE_MM.value,
-        nsd_tolerance_mm=_NSD_TOLERANCE_MM.value,
-        min_lesion_ml=_MIN_LESION_ML.value,
-        lesion_overlap=_LESION_OVERLAP.value,
-        resamples=_RESAMPLES.value,
-        seed=_SEED.value,
-    )
+    measuring = {
+        'predictions': _PREDICTIONS.value,
+        'labels': _LABELS.value,
+        'label_map': _LABEL_MAP.value,
+        'model': _MODEL.value,
+        'split': _SPLIT.value,
+        'output': _OUTPUT.value,
+        'dilate_mm': _DILATE_MM.value,
+        'nsd_tolerance_mm': _NSD_TOLERANCE_MM.value,
+        'min_lesion_ml': _MIN_LESION_ML.value,
+        'lesion_overlap': _LESION_OVERLAP.value,
+    }
+    if _PART.value is None:
+        evaluate(**measuring, resamples=_RESAMPLES.value, seed=_SEED.value, merge=_MERGE.value)
+    elif _MERGE.value is None:
+        evaluate_part(_PART.value, **measuring)
+    else:
+        raise UserError('give --part=i/n on each host and --merge=n afterwards, not both at once')
 
 
 if __name__ == '__main__':

@@ -6,25 +6,21 @@
         --output_type=nifti,dicom_seg
     python -m launch.predict --model=runs/liver --split=test
     python -m launch.predict --model=runs/fold0,runs/fold1 --input=scan.nii.gz --output=out
+    python -m launch.predict --model=runs/liver --input=folder_of_scans --output=out --part=1/4
 
-The last is an ensemble: the mean of the runs' logits and of each raw score. For a scan X.nii.gz the
-output folder receives X_seg.nii.gz (classes), X_ood.nii.gz (anomaly score, larger is more
-anomalous) and X.json (volumes, lesions, case score). With several input channels name the files
-X_0000.nii.gz, X_0001.nii.gz, ... Finished scans are skipped, so the same command continues after
-an interruption. A bad file is named, the others are still predicted, and the exit code is 2. No
-tag of a DICOM input reaches logs or outputs but UIDs, in X_seg.dcm only.
+Several runs are an ensemble: the mean of their logits and of each raw score. Parts share a folder
+of scans out to hosts that see the same disk. For a scan X.nii.gz the output folder receives
+X_seg.nii.gz (classes), X_ood.nii.gz (anomaly score, larger is more anomalous) and X.json (volumes,
+lesions, case score). With several input channels name the files X_0000.nii.gz, X_0001.nii.gz, ...
+Finished scans are skipped, so the same command continues after an interruption. A bad file is
+named, the others are still predicted, and the exit code is 2. No tag of a DICOM input reaches logs
+or outputs but UIDs, in X_seg.dcm only.
 """
-
-import os
-import pathlib
 
 from absl import flags
 
-from launch import _cli, _reading, _zept
+from launch import _cli, _model, _part, _reading, _zept
 
-_MODEL = flags.DEFINE_list(
-    'model', None, 'Run directory (--workdir of a training); several with commas: an ensemble.'
-)
 _INPUT = flags.DEFINE_string(
     'input', None, 'A .nii or .nii.gz file, a DICOM folder or .zip, or a folder of these.'
 )
@@ -38,7 +34,6 @@ _OUTPUT_TYPE = flags.DEFINE_list(
     'nifti (always written), dicom_seg: the mask as DICOM-SEG, for DICOM input. It keeps the UIDs '
     'of study and images, which archives need; all other tags of patient and study are blank.',
 )
-_STAGE = flags.DEFINE_string('stage', None, 'Stage of the run; the last trained one by default.')
 _SCORES = flags.DEFINE_list(
     'scores',
     None,
@@ -52,33 +47,30 @@ _STEP_SIZE = flags.DEFINE_float(
     'Default 0.5 on GPU and TPU, 0.75 on CPU.',
 )
 _MIRROR = flags.DEFINE_bool('mirror', False, 'Average over 8 mirrored copies; 8 times the work.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 1, 'Tiles per call of the network.')
+_BATCH_SIZE = flags.DEFINE_integer(
+    'batch_size',
+    None,
+    'Tiles per call of the network, shared out to the devices of the host. Default one per GPU or '
+    'TPU; 1 on CPU.',
+)
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Predict finished scans again.')
 _MAX_MEMORY_GB = flags.DEFINE_float('max_memory_gb', None, 'Refuse scans above; default 90 %.')
 _MIN_LESION_ML = flags.DEFINE_float('min_lesion_ml', 0.01, 'Smaller lesions are not listed.')
-flags.adopt_module_key_flags(_reading)
-flags.adopt_module_key_flags(_zept)
+for group in (_model, _part, _reading, _zept):
+    flags.adopt_module_key_flags(group)
 
 
 def main() -> None:
     """Predicts `--input` or `--split` with `--model`."""
-    from maxquery_jax.errors import UserError
-    from maxquery_jax.inference.ensemble import load_ensemble
     from maxquery_jax.inference.predict import predict
-    from maxquery_jax.train.experiment import enable_compilation_cache
 
-    reading = _reading.options()
-    if not _MODEL.value:
-        raise UserError('name a trained run with --model, e.g. --model=runs/demo')
-    model = load_ensemble(_MODEL.value, _STAGE.value)
-    cache = pathlib.Path(_MODEL.value[0]) / 'cache'
-    if os.access(cache, os.W_OK):
-        enable_compilation_cache(cache)
+    reading, part = _reading.options(), _part.own_part()
     predict(
-        model,
+        _model.load(),
         _INPUT.value,
         _OUTPUT.value,
         split=_SPLIT.value,
+        part=part,
         scores=_SCORES.value,
         step_size=_STEP_SIZE.value,
         batch_size=_BATCH_SIZE.value,

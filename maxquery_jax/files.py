@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import pathlib
+import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -46,7 +47,8 @@ def replacing(path: PathLike) -> Iterator[BinaryIO]:
         UserError: the file cannot be written.
     """
     path = pathlib.Path(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    # Not the process id alone: hosts that share a folder may have the same.
+    part = path.with_name(f'.{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open('wb') as file:

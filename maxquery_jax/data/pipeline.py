@@ -1,8 +1,8 @@
 """From stores to batches of raw crops: a pure function of (seed, step), through Grain.
 
 Every random draw of global row g = step * batch_size + i is made from (seed, g), so a batch does
-not depend on worker count, on where a run was resumed, or on the number of hosts: host h of n reads
-rows h * b to (h + 1) * b of each global batch, b = batch_size / n, in that order.
+not depend on worker count, on where a run was resumed, or on the number of hosts: each reads the
+rows of the global batch that its devices hold.
 """
 
 import dataclasses
@@ -99,8 +99,7 @@ def build_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: Sequence[int] | None = None,
     oversample_rate: float = 1 / 3,
     oversample_roles: Sequence[str] = OVERSAMPLED_ROLES,
     mix: Sequence[float] | None = None,
@@ -127,8 +126,7 @@ def build_batches(
         batch_size: samples per step over all hosts.
         seed: of cases and positions.
         start_step: first step to return.
-        shard_index: this host.
-        shard_count: number of hosts.
+        rows: those of each global batch that this host reads, in this order; all by default.
         oversample_rate: fraction of samples forced to contain foreground.
         oversample_roles: roles of the classes that count as foreground there.
         mix: positive weight per store; None weighs stores by their number of cases.
@@ -138,7 +136,7 @@ def build_batches(
 
     Returns:
         Iterator of `{'image': int16 [b, *crop, P] HU, 'label': uint8 [b, *crop], 'case': int32
-        [b]}` with b = batch_size / shard_count rows. If any store does not annotate all of the K
+        [b]}` with b = len(rows). If any store does not annotate all of the K
         known classes there is also `'class_mask'`, bool [b, K], True for those of the row's store;
         and with a `deform_rate` below 1 `'deformed'`, bool [b].
 
@@ -148,10 +146,8 @@ def build_batches(
     """
     stores = tuple(stores)
     check_stores(stores, split)
-    if batch_size < 1 or batch_size % shard_count:
-        raise UserError(
-            f'batch_size {batch_size} does not divide over {shard_count} hosts; make it a multiple'
-        )
+    if batch_size < 1:
+        raise UserError(f'batch_size {batch_size} must be at least 1')
     cases = [(k, case) for k, store in enumerate(stores) for case in store.case_ids(split)]
     if seed < 0:
         raise UserError(f'seed {seed} is negative; choose 0 or above')
@@ -172,7 +168,7 @@ def build_batches(
     plan = _Plan(
         order=_Order(tuple(len(store.case_ids(split)) for store in stores), weights, seed),
         reader=reader,
-        shard=(shard_index, shard_count),
+        rows=tuple(range(batch_size) if rows is None else rows),
         num_workers=num_workers,
         num_threads=num_threads,
         prefetch=max(prefetch, 1),
@@ -277,7 +273,7 @@ class _Plan:
 
     order: _Order
     reader: '_CropReader'
-    shard: tuple[int, int]
+    rows: tuple[int, ...]
     num_workers: int
     num_threads: int
     prefetch: int
@@ -298,18 +294,16 @@ class _Plan:
         return dataset
 
     def __call__(self, step: int) -> Mapping[str, np.ndarray]:
-        """This host's batch of a step: neighbouring rows of the global one."""
-        return self.reader.read_batch(self._first_row(step), self.cases_of(step))
+        """This host's batch of a step."""
+        return self.reader.read_batch(self._global_rows(step), self.cases_of(step))
 
     def cases_of(self, step: int) -> list[int]:
         """Indices of the cases of this host's batch, without reading them."""
-        first = self._first_row(step)
-        count = self.reader.batch_size // self.shard[1]
-        return self.order.cases(range(first, first + count))
+        return self.order.cases(self._global_rows(step))
 
-    def _first_row(self, step: int) -> int:
-        index, count = self.shard
-        return step * self.reader.batch_size + index * (self.reader.batch_size // count)
+    def _global_rows(self, step: int) -> list[int]:
+        """This host's rows of a step, counted from the first step on."""
+        return [step * self.reader.batch_size + row for row in self.rows]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -327,8 +321,8 @@ class _CropReader:
     oversample_rate: float
     seed: int
 
-    def read_batch(self, first_row: int, indices: Sequence[int]) -> Mapping[str, np.ndarray]:
-        """Batch of the rows from `first_row` on, which show the cases `indices`."""
+    def read_batch(self, rows: Sequence[int], indices: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """Batch of global rows, which show the cases `indices`."""
         channels = len(self.stores[0].manifest.channels)
         shape = (len(indices), *self.crop_size)
         batch = {
@@ -336,7 +330,6 @@ class _CropReader:
             'label': np.zeros(shape, np.uint8),
             'case': np.array(indices, np.int32),
         }
-        rows = range(first_row, first_row + len(indices))
         if self.masks is not None:
             batch['class_mask'] = np.stack([self.masks[self.cases[i][0]] for i in indices])
         if self.deform_rate < 1:

@@ -48,13 +48,17 @@ class Ensemble(LoadedModel):
 
 
 def load_ensemble(
-    run_dirs: Sequence[str | os.PathLike[str]], stage: str | None = None
+    run_dirs: Sequence[str | os.PathLike[str]],
+    stage: str | None = None,
+    *,
+    checkpoint: str = 'newest',
 ) -> LoadedModel:
     """Loads one run, or several as an ensemble.
 
     Args:
         run_dirs: directories that launch.train wrote.
         stage: of each; None takes the last one that has a checkpoint.
+        checkpoint: of each, 'newest' or 'best'.
 
     Raises:
         UserError: a run cannot be loaded, is named twice, or does not fit the others.
@@ -63,7 +67,7 @@ def load_ensemble(
     twice = [path for path in paths if paths.count(path) > 1]
     if twice:
         raise UserError(f'--model names {twice[0]} twice; an ensemble needs different runs')
-    models = [load_model(path, stage) for path in paths]
+    models = [load_model(path, stage, checkpoint=checkpoint) for path in paths]
     return models[0] if len(models) == 1 else combine(models)
 
 

@@ -227,12 +227,15 @@ def _score(outputs: Any, name: str) -> Array:
     return anomaly_map(outputs, name)
 
 
-def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> LoadedModel:
+def load_model(
+    run_dir: str | os.PathLike[str], stage: str | None = None, *, checkpoint: str = 'newest'
+) -> LoadedModel:
     """Loads a trained run.
 
     Args:
         run_dir: directory that launch.train wrote.
         stage: stage of the experiment; None takes the last one that has a checkpoint.
+        checkpoint: 'newest', or 'best' by the run's `config.checkpoint.best`.
 
     Raises:
         UserError: the directory is not a run, lacks a file or a checkpoint, or does not fit
@@ -242,7 +245,7 @@ def load_model(run_dir: str | os.PathLike[str], stage: str | None = None) -> Loa
     config = _read_json(run_dir, 'config.json')
     manifest = _read_json(run_dir, 'manifest.json')
     data = _data_of(run_dir, manifest)
-    params, stage, step = load_params(run_dir, stage)
+    params, stage, step = load_params(run_dir, stage, best=checkpoint == 'best')
     try:
         cfg = ConfigDict(_tuples(config))
         objective = config[stage]['objective']

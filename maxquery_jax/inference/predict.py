@@ -8,7 +8,9 @@ For a scan X the output folder receives
     X_seg.dcm             the mask as DICOM-SEG, where it was asked for and X is a DICOM series
     X.json                volumes, lesions, case score, hashes, timings, peak memory
 
-The record is written last, so a scan that has one is complete and is skipped the next time.
+The record is written last and removed first, and holds a hash of each file: a scan is skipped when
+record and files agree. So what a host left behind that died in the middle, or what two hosts wrote
+over each other with different options, is never taken for finished.
 """
 
 import json
@@ -21,6 +23,7 @@ import jax
 
 from maxquery_jax.data import volumes
 from maxquery_jax.data.findings import FileError
+from maxquery_jax.data.raw import hash_file
 from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference import memory
@@ -32,6 +35,7 @@ from maxquery_jax.inference.record import FORMAT, VERSION
 from maxquery_jax.inference.run_case import Settings, output_files, predict_case
 from maxquery_jax.inference.zero_shot import find_by_text
 from maxquery_jax.ops.anomaly import SCORES
+from maxquery_jax.parallel.parts import WHOLE, Part
 
 # Share of the machine's memory that a prediction may take unless --max_memory_gb says otherwise.
 _MEMORY_SHARE = 0.9
@@ -46,15 +50,22 @@ def default_step_size() -> float:
     return 0.75 if jax.default_backend() == 'cpu' else 0.5
 
 
+def default_batch_size() -> int:
+    """Tiles per call of the network: one for each GPU or TPU of this host; one on a CPU."""
+    return 1 if jax.default_backend() == 'cpu' else jax.local_device_count()
+
+
 def predict(
     model: LoadedModel | PathLike,
     source: PathLike | Iterable[PathLike | Sequence[PathLike]] | None = None,
     output: PathLike | None = None,
     *,
+    checkpoint: str = 'newest',
     split: str | None = None,
     scores: Sequence[str] | None = None,
     step_size: float | None = None,
-    batch_size: int = 1,
+    part: str = '1/1',
+    batch_size: int | None = None,
     mirror: bool = False,
     overwrite: bool = False,
     max_memory_gb: float | None = None,
@@ -75,13 +86,17 @@ def predict(
         source: a NIfTI file, a DICOM folder or .zip, a folder of these, or a sequence of scans
             (`cases.find_cases`).
         output: folder for the results; with `split`, RUN/predictions/SPLIT if None.
+        checkpoint: 'newest', or 'best' by the validation of its training, of a run directory.
         split: in place of `source`, a split of the store the model was trained on, or of the fold
             that it was trained as; its raw scans are predicted.
         scores: anomaly scores to write, the first is the primary one; None takes the model's
             default (MaxQuery: 'query_logit').
         step_size: distance between tiles as a fraction of the patch, in (0, 1]; None takes
             `default_step_size()`.
-        batch_size: tiles per call of the network.
+        part: 'i/n', i from 1 to n, to predict the i-th of n parts of the scans only. The parts may
+            run on hosts that share the output folder; together they are all scans, each once.
+        batch_size: tiles per call of the network, shared out to the local devices as far as it
+            divides; None takes `default_batch_size()`.
         mirror: average over the 8 mirrored copies of each tile.
         overwrite: predict finished scans again.
         max_memory_gb: refuse scans whose estimate is above this; None takes 90 % of the machine.
@@ -99,13 +114,14 @@ def predict(
         knowledge: file of further texts for `classes`.
 
     Returns:
-        The record (X.json) of every scan, skipped ones included.
+        The record (X.json) of every scan of the part, skipped ones included.
 
     Raises:
         UserError: wrong arguments; or, after all scans, the list of those that failed.
     """
+    own = Part.parse(part)
     if not isinstance(model, LoadedModel):
-        model = load_model(model)
+        model = load_model(model, checkpoint=checkpoint)
     if classes or knowledge:
         model = find_by_text(model, classes or (), knowledge)
     settings = _check_settings(
@@ -122,6 +138,9 @@ def predict(
         postprocess,
     )
     cases, folder = _find(model, source, output, split)
+    if own != WHOLE:
+        total, cases = len(cases), own.take(cases, lambda case: case.name)
+        print(f'part {own}: {len(cases)} of {total} scans', flush=True)
     records, failures = [], []
     for number, case in enumerate(cases, start=1):
         title = f'[{number}/{len(cases)}] {case.name}'
@@ -142,7 +161,7 @@ def _check_settings(
     model: LoadedModel,
     scores: Sequence[str] | None,
     step_size: float | None,
-    batch_size: int,
+    batch_size: int | None,
     mirror: bool,
     min_lesion_ml: float,
     max_memory_gb: float | None,
@@ -153,6 +172,7 @@ def _check_settings(
 ) -> Settings:
     """Checks the arguments of `predict` and fills in the defaults."""
     step_size = default_step_size() if step_size is None else step_size
+    batch_size = default_batch_size() if batch_size is None else batch_size
     if not 0 < step_size <= 1:
         raise UserError(f'--step_size must lie in (0, 1], got {step_size}; 0.5 is usual')
     if batch_size < 1:
@@ -234,10 +254,10 @@ def _predict_unless_done(
         if not settings.overwrite and _is_finished(record, model, case, settings):
             print(f'{title}: finished before, skipped', flush=True)
             return record
-        # From here on the scan is unfinished, and no score of an earlier prediction stays.
-        for name in {*model.score_names, *SCORES}:
-            (folder / f'{case.name}_ood-{name}.nii.gz').unlink(missing_ok=True)
-        for ending in ('.json', '_seg.nii.gz', '_ood.nii.gz', '_seg.dcm'):
+        # The record goes first: from then on the scan is unfinished, also if this host dies here.
+        # No score of an earlier prediction stays.
+        scores = (f'_ood-{name}.nii.gz' for name in {*model.score_names, *SCORES})
+        for ending in ('.json', '_seg.nii.gz', '_ood.nii.gz', '_seg.dcm', *scores):
             (folder / f'{case.name}{ending}').unlink(missing_ok=True)
         predict_case(model, case, folder, settings, title)
     except FloatingPointError as error:
@@ -260,7 +280,8 @@ def _is_finished(record: pathlib.Path, model: LoadedModel, case: Case, settings:
     """Whether these files were predicted by this model with these settings.
 
     Raises:
-        UserError: the record is another model's or another program's.
+        UserError: the record is another model's or another program's, or a file is not the one that
+            it was written for.
     """
     if not record.exists():
         return False
@@ -270,18 +291,28 @@ def _is_finished(record: pathlib.Path, model: LoadedModel, case: Case, settings:
         digest, files = content['model']['params_sha256'], content['files']
         same_settings = content['settings'] == settings.decisive
         before = [entry['sha256'] for entry in content['input']]
+        hashes = dict(content.get('files_sha256', {}))
     except (OSError, ValueError, KeyError, TypeError):
-        known, digest, files, same_settings, before = False, '', {}, False, []
+        known, digest, files, same_settings, before, hashes = False, '', {}, False, [], {}
     if not known or digest != model.params_sha256:
         what = 'comes from another model' if known else 'is not a record of this program'
         raise UserError(f'{record} {what}; give --overwrite to replace it, or another --output')
     wanted = output_files(case.name, settings.scores, dicom_seg=settings.dicom_seg)
-    return (
+    if not (
         files == wanted
         and same_settings
         and all((record.parent / name).exists() for name in wanted.values())
         and before == _hash_images(case, settings)
-    )
+    ):
+        return False
+    for kind, name in wanted.items():
+        path = record.parent / name
+        if hashes.get(kind) not in (None, hash_file(path)):
+            raise UserError(
+                f'{path} is not the file that {record.name} was written for (edited, cut off, or '
+                'of two hosts with different options); give --overwrite to predict the scan again'
+            )
+    return True
 
 
 def _hash_images(case: Case, settings: Settings) -> list[str] | None:

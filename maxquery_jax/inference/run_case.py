@@ -1,6 +1,7 @@
 """One scan from its files to its outputs, in phases that do not overlap in memory."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 
 from maxquery_jax.data.dicom.reader import SeriesHeader
 from maxquery_jax.data.nifti import write_like
+from maxquery_jax.data.raw import hash_file
 from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import write_json
@@ -105,13 +107,16 @@ def predict_case(
     findings = describe_case(label, scores, grid, model, settings.min_lesion_ml)
     clock.lap('measure_s')
     files = output_files(case.name, settings.scores, dicom_seg=settings.dicom_seg)
-    _export(label, scores, grid, model, {name: folder / file for name, file in files.items()})
+    paths = {name: folder / file for name, file in files.items()}
+    _export(label, scores, grid, model, paths)
+    hashes_out = {name: _settle(path) for name, path in paths.items()}
     clock.lap('write_s')
     record = {
         'format': FORMAT,
         'version': VERSION,
         'case': case.name,
         'files': files,
+        'files_sha256': hashes_out,
         **findings,
         'labels': list(model.labels),
         'label_map': dict(model.label_map),
@@ -171,6 +176,13 @@ def _export(
         mask, series = to_file_order(label, grid), require_series(grid.header)
         target = paths['dicom_seg']
         write_dicom_seg(target, mask, series, model.labels, algorithm=model.description)
+
+
+def _settle(path: pathlib.Path) -> str:
+    """Puts a file on the disk, before the record that vouches for it; returns its hash."""
+    with path.open('rb') as file:
+        os.fsync(file.fileno())
+    return hash_file(path)
 
 
 def _describe_input(case: Case, hashes: Sequence[str], grid: Grid) -> list[dict[str, str]]:

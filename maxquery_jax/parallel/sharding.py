@@ -23,8 +23,9 @@ def unbox(boxed: PyTree) -> PyTree:
 def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
     """NamedSharding of each leaf of a tree boxed with logical axes.
 
-    A dimension that its mesh axis does not divide stays whole: a bias of 9 classes over 8 devices
-    is replicated, not an error.
+    A dimension that its mesh axis does not divide stays whole. The fsdp axis then takes the longest
+    dimension that it does divide, so that the kernel of a head of 9 classes is split over its input
+    features; only where there is none (that head's bias) is a leaf replicated.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
     shapes = unbox(boxed)
@@ -35,9 +36,24 @@ def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
             name if name is None or size % _extent(mesh, name) == 0 else None
             for size, name in zip(leaf.shape, names, strict=True)
         ]
+        if FSDP not in kept:
+            kept = _split_longest(leaf.shape, kept, mesh)
         return NamedSharding(mesh, PartitionSpec(*kept))
 
     return jax.tree.map(place, shapes, specs)
+
+
+def _split_longest(shape: tuple[int, ...], kept: list, mesh: Mesh) -> list:
+    """`kept` with fsdp on the longest free dimension that it divides, if there is any."""
+    shards = mesh.shape[FSDP]
+    fitting = [
+        (size, -axis)
+        for axis, (size, name) in enumerate(zip(shape, kept, strict=True))
+        if name is None and size % shards == 0
+    ]
+    if shards > 1 and fitting:
+        kept[-max(fitting)[1]] = FSDP
+    return kept
 
 
 def _extent(mesh: Mesh, name: str | tuple[str, ...]) -> int:
@@ -60,8 +76,45 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
         )
 
 
+def process_rows(mesh: Mesh, batch_size: int, process_index: int | None = None) -> tuple[int, ...]:
+    """The rows of each global batch that a process reads: those that its devices hold.
+
+    On a TPU slice the devices of a host need not be neighbours in the mesh, nor then its rows.
+    Where the axis `spatial` spans hosts, several read the same rows.
+
+    Args:
+        mesh: of the run.
+        batch_size: rows of a global batch, a multiple of data x fsdp.
+        process_index: of a process; None for this one.
+
+    Returns:
+        Rows in ascending order, as `pipeline.build_batches(rows=)` and `put_batch` take them.
+
+    Raises:
+        UserError: the mesh leaves a process without a device.
+    """
+    if process_index is None:
+        process_index = jax.process_index()
+    order = [mesh.axis_names.index(name) for name in (DATA, FSDP)]
+    rest = [i for i in range(mesh.devices.ndim) if i not in order]
+    blocks = mesh.devices.transpose(*order, *rest).reshape(mesh.shape[DATA] * mesh.shape[FSDP], -1)
+    size = batch_size // len(blocks)
+    rows = [
+        block * size + row
+        for block, devices in enumerate(blocks)
+        if any(device.process_index == process_index for device in devices)
+        for row in range(size)
+    ]
+    if not rows:
+        raise UserError(
+            f'mesh {dict(mesh.shape)} has no device of process {process_index}; with several '
+            'processes it must use all devices: set one of its sizes to -1'
+        )
+    return tuple(rows)
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes the global batch from this process's rows."""
+    """Makes the global batch from this process's rows, those of `process_rows`."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ def open_predictions(
     labels: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     label_map: str | os.PathLike[str] | None = None,
+    only: Collection[str] | None = None,
 ) -> PredictionSet:
     """Opens a folder that `launch.predict` wrote.
 
@@ -87,12 +88,13 @@ def open_predictions(
         label_map: JSON file {raw id: class id}, or with the keys 'label_map' and (optional)
             'labels', or a store's manifest.json, which also says how joint labels are split and
             masks merged; the predictions' own when not given.
+        only: ids of the cases to open; files of others are not looked at.
 
     Raises:
         UserError: naming the first file that is missing, malformed or does not fit the others.
     """
     folder = pathlib.Path(predictions)
-    cases = _find_cases(folder)
+    cases = _find_cases(folder, only)
     table, raw_map, where = _shared_labels(cases)
     manifest = None
     if label_map is not None:
@@ -134,6 +136,7 @@ def open_run(
     split: str = 'test',
     *,
     labels: str | os.PathLike[str] | None = None,
+    only: Collection[str] | None = None,
 ) -> PredictionSet:
     """Opens the predictions of a run for a split of the store it was trained on.
 
@@ -141,35 +144,40 @@ def open_run(
         model: run directory; predictions are in `predictions/<split>`.
         split: of the store.
         labels: folder with the truth, where the store's source folder is gone.
+        only: ids of cases of the split, where not all are wanted; others need not be predicted yet.
 
     Raises:
         UserError: a case of the split has no prediction, or as `open_predictions`.
     """
     run = pathlib.Path(model)
-    run_manifest = read_json(run / 'manifest.json', fix='give the --workdir of a training')
+    run_manifest, manifest = _read_run(run, split)
     folder = run / 'predictions' / split
-    manifest = _store_manifest(run_manifest, run)
-    if split not in manifest.splits or not manifest.splits[split]:
-        raise UserError(
-            f'split {split!r} of {run_manifest["store"]} has no cases; it has '
-            f'{", ".join(name for name, ids in manifest.splits.items() if ids)}'
-        )
     store_path = pathlib.Path(run_manifest['store']) / 'manifest.json'
-    found = open_predictions(folder, labels=labels, label_map=store_path)
+    wanted = sorted(manifest.splits[split] if only is None else only)
+    found = open_predictions(folder, labels=labels, label_map=store_path, only=only)
     by_id = {case.case: case for case in found.cases}
-    missing = sorted(set(manifest.splits[split]) - by_id.keys())
+    missing = sorted(set(wanted) - by_id.keys())
     if missing:
         raise UserError(
             f'{folder} has no prediction of {missing[0]} ({len(missing)} of '
-            f'{len(manifest.splits[split])} {split} cases are missing); run launch.predict on them'
+            f'{len(wanted)} {split} cases are missing); run launch.predict on them'
         )
     source = pathlib.Path(manifest.source)
-    cases = [_from_source(by_id[case], manifest, source) for case in sorted(manifest.splits[split])]
+    cases = [_from_source(by_id[case], manifest, source) for case in wanted]
     return dataclasses.replace(
         found,
         cases=tuple(cases),
         name=f'{run.resolve().name}, {split}',
     )
+
+
+def split_cases(model: str | os.PathLike[str], split: str) -> list[str]:
+    """Ids of the cases of a run's split.
+
+    Raises:
+        UserError: there is no such run, store or split, or it has no cases.
+    """
+    return list(_read_run(pathlib.Path(model), split)[1].splits[split])
 
 
 def read_truth(case: CaseFiles, predictions: PredictionSet) -> tuple[np.ndarray, Volume]:
@@ -227,15 +235,24 @@ def check_same_grid(first: Volume, second: Volume) -> None:
         raise UserError(f'{paths} lie up to {distance:.3g} mm apart; {fix}')
 
 
-def _find_cases(folder: pathlib.Path) -> list[CaseFiles]:
+def _read_run(run: pathlib.Path, split: str) -> tuple[dict[str, Any], Manifest]:
+    """A run's manifest and its store's, whose split has cases."""
+    run_manifest = read_json(run / 'manifest.json', fix='give the --workdir of a training')
+    manifest = _store_manifest(run_manifest, run)
+    if split not in manifest.splits or not manifest.splits[split]:
+        raise UserError(
+            f'split {split!r} of {run_manifest["store"]} has no cases; it has '
+            f'{", ".join(name for name, ids in manifest.splits.items() if ids)}'
+        )
+    return run_manifest, manifest
+
+
+def _find_cases(folder: pathlib.Path, only: Collection[str] | None = None) -> list[CaseFiles]:
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; run launch.predict with this --output first')
     names = sorted(path.name for path in folder.iterdir())
-    cases = [
-        _find_case(folder, name[: -len('_seg.nii.gz')], names)
-        for name in names
-        if name.endswith('_seg.nii.gz')
-    ]
+    ids = [name.removesuffix('_seg.nii.gz') for name in names if name.endswith('_seg.nii.gz')]
+    cases = [_find_case(folder, case, names) for case in ids if only is None or case in only]
     if not cases:
         raise UserError(f'{folder} holds no X_seg.nii.gz; give the --output of launch.predict')
     for case in cases:

@@ -1,5 +1,6 @@
 """An experiment: its stages in order, in one command, resumed by itself."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -9,11 +10,14 @@ from typing import Any
 
 import jax
 
+from maxquery_jax.errors import StoppedError
+from maxquery_jax.parallel import processes
 from maxquery_jax.parallel.mesh import make_mesh
-from maxquery_jax.train import run_dir, zept_stage
-from maxquery_jax.train.checkpoint import load_params, merge_params
+from maxquery_jax.train import goodput, run_dir, zept_stage
+from maxquery_jax.train.checkpoint import load_params
 from maxquery_jax.train.data import TrainingData, open_data
 from maxquery_jax.train.loop import StageRun
+from maxquery_jax.train.merge import merge_params
 from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.stage import Stage, build_stage, count_flops, make_model
 from maxquery_jax.train.state import count_parameters, init_params
@@ -39,6 +43,7 @@ def train(
     *,
     on_log: Callable[[], None] = lambda: None,
     defaults: Mapping[str, Any] | None = None,
+    age_s: float = 0.0,
 ) -> None:
     """Runs every stage of an experiment; a second call continues or finds nothing to do.
 
@@ -47,23 +52,41 @@ def train(
         workdir: run directory (DESIGN section 6).
         on_log: called after metric rows were written.
         defaults: of the config's fields, see `RunDir.write_config`.
+        age_s: seconds that the start took until now, for the record of where the time goes.
 
     Raises:
         UserError: anything the user or the data can mend.
+
+    With several processes (`parallel.processes`) each calls this; process 0 alone writes what is
+    not a checkpoint.
     """
+    book = goodput.Goodput(pathlib.Path(workdir) / goodput.FILE, age_s=age_s)
+    ended = 'failed'
     validate(config)
     _dry_build(config)
-    run = run_dir.RunDir(workdir)
+    resolved = config.to_json_best_effort()
+    processes.require_same('the config', resolved, 'start all with the same flags')
+    run = run_dir.RunDir(workdir, is_writer=processes.is_first())
     try:
+        processes.require_shared(run.path, '--workdir')
         enable_compilation_cache(run.path / 'cache')
         data = open_data(config, run.path)
+        _require_same_data(data)
         mesh = make_mesh(**config.mesh)
-        run.write_config(json.loads(config.to_json_best_effort()), defaults)
+        run.write_config(json.loads(resolved), defaults)
         run.write_manifest(_manifest(config, data, dict(mesh.shape)))
-        zept_stage.keep_knowledge(config, run.path)
+        if processes.is_first():
+            zept_stage.keep_knowledge(config, run.path)
         for name in config.stages:
-            _run_stage(config, name, data, mesh, run, on_log)
+            _run_stage(config, name, data, mesh, run, on_log, book)
+        ended = 'finished'
+    except StoppedError:
+        ended = 'stopped'
+        raise
     finally:
+        table = book.end(ended)
+        if table:
+            processes.say(table)
         run.close()
 
 
@@ -76,6 +99,15 @@ def enable_compilation_cache(directory: pathlib.Path) -> None:
     jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 
 
+def _require_same_data(data: TrainingData) -> None:
+    """A store may be a copy on each host, but it must be the same one."""
+    for store in data.stores:
+        content = json.dumps(store.manifest.to_json() | {'source': ''}, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        fix = 'copy the whole store again, or name one on shared storage'
+        processes.require_same(f'store {store.location}: the manifest', digest, fix)
+
+
 def _dry_build(config: Config) -> None:
     """Fails on sizes that do not fit before a phantom cohort is generated for them."""
     if config.data.phantom and not config.data.store and not config.data.stores:
@@ -84,19 +116,20 @@ def _dry_build(config: Config) -> None:
             make_model(config, config[name].objective, 3, spacing, 'plain')
 
 
-def _run_stage(config, name: str, data: TrainingData, mesh, run, on_log) -> None:
+def _run_stage(config, name: str, data: TrainingData, mesh, run, on_log, book) -> None:
     stage = build_stage(config, name, data.manifest, mesh, is_partial=data.is_partial)
-    stage_run = StageRun(config, stage, data, mesh, run, on_log)
+    stage_run = StageRun(config, stage, data, mesh, run, on_log, book)
     done = stage_run.finished_steps()
-    if done >= stage.total_steps:
-        print(f'{name}: already at step {done} of {stage.total_steps}', flush=True)
+    if stage_run.is_finished():
+        processes.say(f'{name}: already at step {done} of {stage.total_steps}')
         stage_run.close()
         return
     run.drop_rows_after(tuple(config.stages), name, done)
     started = time.perf_counter()
-    _describe(config, stage, data)
+    if processes.is_first():
+        _describe(config, stage, data)
     stage_run.execute(lambda: _initial_params(config, stage, data, run.path))
-    print(f'{name}: finished in {time.perf_counter() - started:.0f} s', flush=True)
+    processes.say(f'{name}: finished in {time.perf_counter() - started:.0f} s')
 
 
 def _describe(config: Config, stage: Stage, data: TrainingData) -> None:
@@ -131,7 +164,7 @@ def _initial_params(config: Config, stage: Stage, data: TrainingData, path: path
         source = f'{name} step {step}'
     else:
         return initial
-    print(f'{stage.name}: initial weights from {source}', flush=True)
+    processes.say(f'{stage.name}: initial weights from {source}')
     only_initial = _NEW.get(stage.config.objective, _HEADS)
     only_loaded = _DROPPED.get(stage.config.objective, _HEADS)
     return merge_params(initial, loaded, only_loaded=only_loaded, only_initial=only_initial)

@@ -1,9 +1,11 @@
 """The training loop: the only place of a stage with side effects."""
 
+import contextlib
 import dataclasses
+import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,18 +13,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maxquery_jax.errors import StoppedError, UserError
-from maxquery_jax.parallel import sharding
+from maxquery_jax.files import explain
+from maxquery_jax.parallel import processes, sharding
 from maxquery_jax.parallel.mesh import mesh_context
-from maxquery_jax.train.checkpoint import CHECKPOINT_DIR, StageCheckpoints
+from maxquery_jax.train.checkpoint import CHECKPOINT_DIR, StageCheckpoints, best_step
 from maxquery_jax.train.data import TrainingData
+from maxquery_jax.train.goodput import Goodput
 from maxquery_jax.train.run_dir import RunDir
 from maxquery_jax.train.schedule import is_due
 from maxquery_jax.train.stage import Stage
 from maxquery_jax.train.state import TrainState, abstract_state, create_state
+from maxquery_jax.train.validation import Row, Validator
 from maxquery_jax.train.writers import ProgressLine
 from maxquery_jax.typing import Config, PyTree
 
-Row = dict[str, Any]  # of metrics.jsonl
+_Pending = tuple[int, Row, np.ndarray]  # step, metrics that may not be computed yet, cases
 
 
 @dataclasses.dataclass
@@ -36,6 +41,7 @@ class StageRun:
         mesh: devices.
         run: run directory.
         on_log: called after rows were written (draws progress.png).
+        goodput: where the time goes.
     """
 
     config: Config
@@ -44,18 +50,25 @@ class StageRun:
     mesh: Mesh
     run: RunDir
     on_log: Callable[[], None]
+    goodput: Goodput = dataclasses.field(default_factory=Goodput)
 
     def __post_init__(self) -> None:
         directory = self.run.path / CHECKPOINT_DIR / self.stage.name
-        directory.mkdir(parents=True, exist_ok=True)
         self._checkpoints = StageCheckpoints(directory, self.config.checkpoint.keep)
+        self._validator = Validator(self.config, self.stage, self.data, self.mesh)
+        self._best: float | None = None  # value of the best checkpoint; of process 0
+        self._step = self._saved = 0  # steps dispatched to the device; of the last save
         self._stop_signal = 0
-        self._eval = jax.jit(self.stage.eval_step)
         self._case_name: Callable[[int], str] = str
 
     def finished_steps(self) -> int:
         """Steps of the newest checkpoint, 0 without one."""
-        return max(self._checkpoints.steps(), default=0)
+        return processes.decide(max(self._checkpoints.steps(), default=0))
+
+    def is_finished(self) -> bool:
+        """Whether the last step is saved, and validated if it is to be."""
+        last = self.stage.total_steps
+        return self.finished_steps() >= last and not self._lacks_validation(last)
 
     def execute(self, initial_params: Callable[[], PyTree]) -> None:
         """Trains until the last step.
@@ -64,32 +77,36 @@ class StageRun:
             initial_params: gives host parameters; called only when there is no checkpoint.
 
         Raises:
-            UserError: the loss is not finite, or a checkpoint cannot be read.
+            UserError: the loss is not finite, a checkpoint cannot be read, or data or disk fail;
+                names the step that the same command would continue from.
             StoppedError: SIGTERM came; the step it came in is saved.
         """
         with mesh_context(self.mesh):
             state, start = self._restore_or_create(initial_params)
+            self._step = self._saved = start
             if start < self.stage.total_steps:
                 self._train(state, start)
-        self.close()
+            else:
+                with self._explaining():
+                    self._recall_best(state, start)
+                    self._settle()
 
     def close(self) -> None:
-        """Waits for a running checkpoint save."""
-        self._checkpoints.close()
+        """Waits for a running checkpoint save; UserError if it failed."""
+        with self.goodput.span('checkpoint'):
+            self._checkpoints.close()
 
     def compile_step(self, state: TrainState) -> Callable:
         """Compiles the train step ahead of its first call and says what it needs."""
         config = self.config
         started = time.perf_counter()
-        step = jax.jit(
-            self.stage.train_step, donate_argnums=0, out_shardings=(self.stage.shardings, None)
-        )
         batch = self.stage.abstract_batch(
             config.data.batch_size, len(self.data.manifest.channels), self.mesh
         )
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
+        step = self.stage.jit_step()
         compiled = step.lower(shapes, batch, self.stage.dropout_key).compile()
         memory = compiled.memory_analysis()
         size = ''
@@ -101,83 +118,124 @@ class StageRun:
                 f'(state and batch {held:.2f}, temporary {temporary:.2f})'
             )
         seconds = time.perf_counter() - started
-        print(f'{self.stage.name}: compiled in {seconds:.0f} s{size}', flush=True)
+        processes.say(f'{self.stage.name}: compiled in {seconds:.0f} s{size}')
         return compiled
 
     def _restore_or_create(self, initial_params) -> tuple[TrainState, int]:
-        steps = self._checkpoints.steps()
         stage = self.stage
+        self._checkpoints.clean()
         abstract = abstract_state(stage.boxed_params, stage.tx, stage.shardings)
-        failure = None
-        for step in reversed(steps):
-            try:
-                state = self._checkpoints.restore(abstract, step)
-            except UserError as error:  # an older checkpoint is better than none
-                failure = failure or error
-                print(f'warning: {error}', flush=True)
-                continue
-            print(f'{stage.name}: resuming at step {step}', flush=True)
-            return state, step
-        if failure:
-            raise failure
-        return create_state(initial_params(), stage.tx, stage.shardings), 0
+        found = self._checkpoints.restore_newest(abstract)
+        if found is None:
+            return create_state(initial_params(), stage.tx, stage.shardings), 0
+        state, start = found
+        processes.say(f'{stage.name}: resuming at step {start}')
+        # Again: it may be older than the newest that is there, which is damaged then.
+        self.run.drop_rows_after(tuple(self.config.stages), stage.name, start)
+        return state, start
 
     def _train(self, state: TrainState, start: int) -> None:
         config, stage = self.config, self.stage
-        batches = self.data.batches(
-            config,
-            'train',
-            crop_size=stage.crop_size,
-            patch_size=stage.patch_size,
-            deform_rate=stage.deform_rate,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-            start_step=start,
-            oversample_rate=config.data.oversample_rate,
-            num_workers=config.data.num_workers,
-            prefetch=config.data.prefetch,
-        )
+        with self._explaining():
+            batches = self.data.batches(
+                config,
+                'train',
+                crop_size=stage.crop_size,
+                patch_size=stage.patch_size,
+                deform_rate=stage.deform_rate,
+                rows=sharding.process_rows(self.mesh, config.data.batch_size),
+                start_step=start,
+                oversample_rate=config.data.oversample_rate,
+                num_workers=config.data.num_workers,
+                prefetch=config.data.prefetch,
+            )
         self._case_name = batches.case_name
         progress = ProgressLine(
             stage.name, stage.total_steps, config.data.batch_size * int(np.prod(stage.patch_size))
         )
         previous = signal.signal(signal.SIGTERM, self._note_signal)
         try:
-            self._steps(state, start, batches, progress)
+            with self._explaining():
+                self._steps(state, start, batches, progress)
+                self._settle()
         finally:
             signal.signal(signal.SIGTERM, previous)
             batches.close()
             progress.close()
 
     def _steps(self, state: TrainState, start: int, batches, progress: ProgressLine) -> None:
-        total = self.stage.total_steps
-        pending: tuple[int, Row, np.ndarray] | None = None
-        train_step = self.compile_step(state)
+        total, every = self.stage.total_steps, self.config
+        pending: _Pending | None = None
+        with self.goodput.span('compile'):
+            train_step = self.compile_step(state)
         started = time.perf_counter()
-        for step in range(start + 1, total + 1):
-            waited = time.perf_counter()
-            host = next(batches)
-            data_wait = time.perf_counter() - waited
-            batch = self.stage.augment_step(sharding.put_batch(host, self.mesh), step - 1)
-            state, metrics = train_step(state, batch, self.stage.dropout_key)
-            if pending:
-                self._require_finite(*pending)  # one step late, so that dispatch is never blocked
-            pending = (step, metrics, host['case'])
-            stopping = self._stop_signal  # read once: a signal may come at any line below
-            saving = is_due(step, self.config.checkpoint.every_steps, total) or stopping
-            if saving or is_due(step, self.config.log.every_steps, total) or step == start + 1:
-                self._require_finite(*pending)
-                self._log(state, step, metrics, progress, started, data_wait)
-            if saving:
-                self._checkpoints.save(state, step)
-            if stopping:
-                self._checkpoints.close()
-                raise StoppedError(
-                    f'stopped by signal {stopping} after saving step {step}; the same '
-                    'command continues'
-                )
+        with self.goodput.span('step'):
+            self.goodput.begin(self.stage.name, start)
+            self._recall_best(state, start)
+            for step in range(start + 1, total + 1):
+                waited = time.perf_counter()
+                with self._saving_on_failure(state, pending), self.goodput.span('data_wait'):
+                    host = next(batches)
+                data_wait = time.perf_counter() - waited
+                batch = self._augmented(host, step, is_first=step == start + 1)
+                state, metrics = train_step(state, batch, self.stage.dropout_key)
+                if pending:
+                    self._require_finite(*pending)  # one step late: dispatch is never blocked
+                pending, self._step = (step, metrics, host['case']), step
+                # Read once: a signal may come at any line below.
+                stopping = processes.should_stop(step, bool(self._stop_signal))
+                saving = is_due(step, every.checkpoint.every_steps, total) or stopping
+                # A stop leaves little time: its step is validated after the restart.
+                validating = self._validator.is_due(step) and not stopping
+                logging = is_due(step, every.log.every_steps, total) or step == start + 1
+                if saving or validating or logging:
+                    self._require_finite(*pending)
+                    self.goodput.finished_step()
+                if saving or logging:
+                    self._log(step, metrics, progress, started, data_wait)
+                if saving:  # before validation, which reads data and may fail
+                    self._save(state, step)
+                if validating:
+                    self._validate(state, step, pending)
+                self._checkpoints.check()
+                self.goodput.beat()
+                if stopping:
+                    raise self._stopped(step)
 
-    def _log(self, state, step, metrics, progress, started, data_wait) -> None:
+    @contextlib.contextmanager
+    def _saving_on_failure(self, state: TrainState, pending: _Pending | None) -> Iterator[None]:
+        """Where data are read: the work since the last save need not go with them."""
+        try:
+            yield
+        except (UserError, OSError):
+            # Of several processes, one that cannot read its rows is alone, and cannot save alone.
+            if pending and self._saved < self._step and jax.process_count() == 1:
+                self._require_finite(*pending)
+                self._save(state, self._step)
+            raise
+
+    def _augmented(self, host: dict[str, np.ndarray], step: int, *, is_first: bool) -> PyTree:
+        with self.goodput.span('compile' if is_first else 'step'):
+            return self.stage.augment_step(sharding.put_batch(host, self.mesh), step - 1)
+
+    def _save(self, state: TrainState, step: int, *, is_best: bool = False) -> None:
+        self.goodput.mark(self.stage.name, step)
+        with self.goodput.span('checkpoint'):
+            self._checkpoints.save(state, step, is_best=is_best)
+        self._saved = step
+
+    def _settle(self) -> None:
+        """Waits for a running save and leaves only the checkpoints that are to stay."""
+        self.close()
+        self._checkpoints.remove_old()
+
+    def _stopped(self, step: int) -> StoppedError:
+        self._settle()
+        number = self._stop_signal
+        why = f'by signal {number}' if number else 'because another process was'
+        return StoppedError(f'stopped {why} after saving step {step}; the same command continues')
+
+    def _log(self, step: int, metrics: Row, progress, started: float, data_wait: float) -> None:
         scalars = {name: float(value) for name, value in metrics.items()}
         scalars['learning_rate'] = float(np.asarray(self.stage.schedule(step - 1)))
         rate = progress.update(step, scalars)
@@ -191,49 +249,96 @@ class StageRun:
             'data_wait_s': data_wait,
         }
         self.run.append(row)
-        if is_due(step, self.config.validation.every_steps, self.stage.total_steps):
-            self._validate(state, step)
-        self.on_log()
+        with self.goodput.span('other'):
+            self.on_log()
 
-    def _validate(self, state: TrainState, step: int) -> None:
-        if not self.data.num_cases('val') or not self.config.validation.batches:
-            return
-        manifest = self.data.manifest
-        counts = np.zeros((manifest.num_classes, 3))
-        batches = self.data.batches(
-            self.config,
-            'val',
-            crop_size=self.stage.patch_size,
-            oversample_rate=1.0,
-            num_workers=0,
-            prefetch=2,
-        )
-        try:
-            for _ in range(self.config.validation.batches):
-                batch = sharding.put_batch(next(batches), self.mesh)
-                counts += np.asarray(self._eval(state.params, batch))
-        finally:
-            batches.close()
-        dice = 2 * counts[:, 0] / np.maximum(counts[:, 1] + counts[:, 2], 1)
-        seen = counts[:, 2] > 0
-        names = [f'dice/{label}' for label in manifest.class_names]
-        row: Row = {'step': step, 'stage': self.stage.name, 'split': 'val'}
-        row |= {name: float(d) for name, d, s in zip(names, dice, seen, strict=True) if s}
-        row['dice_mean'] = float(dice[1:][seen[1:]].mean()) if seen[1:].any() else None
+    def _validate(self, state: TrainState, step: int, pending: _Pending | None = None) -> None:
+        """Writes a validation row, and keeps the state if it is the best until now."""
+        with self._saving_on_failure(state, pending), self.goodput.span('evaluation'):
+            row = self._validator.run(state.params, step)
         self.run.append(row)
+        value = row.get(self.config.checkpoint.best)
+        is_best = value is not None and (self._best is None or value > self._best)
+        if not processes.decide(int(is_best)):
+            return
+        self._best = value
+        if self._saved == step:
+            self._checkpoints.best = step
+        else:
+            self._save(state, step, is_best=True)
+
+    def _recall_best(self, state: TrainState, start: int) -> None:
+        """Finds the best checkpoint of earlier starts, and validates a step that a stop saved."""
+        found = best_step(
+            self.run.rows() if processes.is_first() else (),
+            self.stage.name,
+            self.config.checkpoint.best,
+            self._checkpoints.steps(),
+        )
+        if found:
+            self._checkpoints.best, self._best = found
+        if start and self._lacks_validation(start):
+            self._validate(state, start)
+
+    def _lacks_validation(self, step: int) -> bool:
+        """Whether a saved step is due to be validated and was not."""
+        if not self._validator.is_due(step):
+            return False
+        key = (self.stage.name, 'val', step)
+        rows = self.run.rows() if processes.is_first() else ()
+        is_done = any((row['stage'], row['split'], row['step']) == key for row in rows)
+        return not processes.decide(int(is_done))
 
     def _require_finite(self, step: int, metrics: Row, cases: np.ndarray) -> None:
         loss, norm = float(metrics['loss']), float(metrics['grad_norm'])
         if np.isfinite(loss) and np.isfinite(norm):
             return
         names = ', '.join(sorted({self._case_name(int(i)) for i in cases}))
-        kept = self.finished_steps()
-        raise UserError(
+        raise _NotFiniteError(
             f'{self.stage.name} step {step}: loss {loss}, gradient norm {norm}; the batch holds '
             f'{names}. Look at these cases with launch.check, lower '
-            f'{self.stage.name}.optim.learning_rate, or use model.dtype=float32; the last good '
-            f'checkpoint is step {kept}'
+            f'{self.stage.name}.optim.learning_rate, or use model.dtype=float32; '
+            f'{self._last_good()}'
+        )
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Ends data and disk errors with where the training stands and what continues it."""
+        try:
+            yield
+        except (StoppedError, _NotFiniteError):
+            raise
+        except (UserError, OSError) as error:
+            raise UserError(
+                f'{_cause(error, self.run.path)}; {self.stage.name} had come to step {self._step}, '
+                f'{self._last_good()}'
+            ) from error
+
+    def _last_good(self) -> str:
+        """What a new start would find; a running save may still become it."""
+        with contextlib.suppress(UserError):
+            self.close()
+        steps = self._checkpoints.steps()
+        if not steps:
+            return 'and there is no checkpoint yet: the same command begins again'
+        return (
+            f'the last good checkpoint is step {steps[-1]} in {self._checkpoints.directory}: the '
+            'same command continues from there'
         )
 
     def _note_signal(self, number: int, _frame: Any) -> None:
         self._stop_signal = number
+
+
+class _NotFiniteError(UserError):
+    """The loss is not finite: starting again ends here again."""
+
+
+def _cause(error: UserError | OSError, folder: pathlib.Path) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if not folder.is_dir():
+        return f'{folder} is gone; put it back or mend its mount'
+    # A write that fails does not know its file.
+    named = OSError(error.errno, error.strerror, error.filename or str(folder))
+    return str(explain(named) or f'{named.filename}: {error.strerror or error}')

@@ -1,5 +1,6 @@
 """The run directory: resolved config, manifest, metric rows, one writer at a time."""
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ _FREE_FIELDS = (
     'data.store',
     'data.stores',
     'model.conv_form',
+    'model.remat',
 )
 
 
@@ -36,13 +38,21 @@ class RunDir:
         path: the directory.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, is_writer: bool = True) -> None:
         """Creates and locks the directory.
 
+        Args:
+            path: the directory.
+            is_writer: False in all but one process of a run: they write nothing here.
+
         Raises:
-            UserError: it cannot be created or another process trains in it.
+            UserError: it cannot be created or another training runs in it.
         """
         self.path = pathlib.Path(path)
+        self._is_writer = is_writer
+        self._lock = None
+        if not is_writer:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / '.lock', 'w')  # noqa: SIM115 - held for the whole run
@@ -60,6 +70,8 @@ class RunDir:
     ) -> None:
         """Stores the resolved config, or checks that a restart still means the same experiment.
 
+        As all that writes here, it does nothing in a process that is not the writer.
+
         A newer version of the program may have fields that the run's first start did not know. They
         are no difference while they have their default, and the file stays as it was written.
 
@@ -70,6 +82,8 @@ class RunDir:
         Raises:
             UserError: a field differs from the run's first start.
         """
+        if not self._is_writer:
+            return
         file = self.path / CONFIG
         if not file.is_file():
             write_json(file, config)
@@ -84,22 +98,23 @@ class RunDir:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Stores versions, data and mesh of this start."""
-        write_json(self.path / MANIFEST, manifest)
+        if self._is_writer:
+            write_json(self.path / MANIFEST, manifest)
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds one row to `metrics.jsonl`."""
-        with open(self.path / METRICS, 'a') as file:
-            file.write(json.dumps(row) + '\n')
+        if self._is_writer:
+            with open(self.path / METRICS, 'a') as file:
+                file.write(json.dumps(row) + '\n')
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows written so far; a line cut off by a kill is dropped."""
-        file = self.path / METRICS
-        return list(_parse_rows(file)) if file.is_file() else []
+        return read_rows(self.path / METRICS)
 
     def drop_rows_after(self, stages: tuple[str, ...], stage: str, step: int) -> None:
         """Removes rows that the restart at `step` of `stage` will write again."""
         file = self.path / METRICS
-        if not file.is_file():
+        if not self._is_writer or not file.is_file():
             return
         later = stages[stages.index(stage) + 1 :]
         kept = [
@@ -111,15 +126,17 @@ class RunDir:
 
     def close(self) -> None:
         """Releases the lock."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
 
-def _parse_rows(file: pathlib.Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+def read_rows(file: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`, none if it is not there; a line cut off by a kill is dropped."""
+    rows = []
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def _is_free(key: str) -> bool:

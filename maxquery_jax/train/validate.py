@@ -24,6 +24,14 @@ def validate(config: Config) -> None:
         -1 <= data.fold < data.num_folds,
         f'data.fold must be -1 (none) or lie in 0..{data.num_folds - 1}, got {data.fold}',
     )
+    _positive('checkpoint.keep', config.checkpoint.keep)
+    for section in ('checkpoint', 'log', 'validation'):
+        every = config[section].every_steps
+        _require(every >= 0, f'{section}.every_steps must be 0 (at the end) or above, got {every}')
+    _require(
+        not config.checkpoint.best or config.validation.batches >= 1,
+        f'checkpoint.best={config.checkpoint.best!r} needs validation.batches of at least 1',
+    )
     for name in config.stages:
         _require(name in config, f'stages names {name!r} but the config has no field of that name')
         _validate_stage(name, config[name], data.batch_size)

@@ -93,20 +93,19 @@ def test_workers_do_not_change_a_mixture(mixture, num_workers):
 
 
 @pytest.mark.parametrize('mixed', [False, True])
-def test_hosts_read_neighbouring_rows_of_the_one_host_batch(store, mixture, mixed):
+def test_hosts_read_rows_of_the_one_host_batch(store, mixture, mixed):
     stores, options = (mixture, MIXED) if mixed else (store, {})
     whole = take(stores, 4, **options)
     for count in (2, 4):
-        shards = [{'shard_index': i, 'shard_count': count} for i in range(count)]
-        parts = [take(stores, 4, **options, **shard) for shard in shards]
+        hosts = np.arange(4).reshape(count, -1)
+        parts = [take(stores, 4, **options, rows=rows) for rows in hosts]
         joined = [
             {key: np.concatenate([part[step][key] for part in parts]) for key in whole[0]}
             for step in range(4)
         ]
         assert_same(whole, joined)
-    shard = {'shard_index': 1, 'shard_count': 2}
-    resumed = take(stores, 1, start_step=3, **options, **shard)[0]
-    np.testing.assert_array_equal(resumed['image'], whole[3]['image'][2:])
+    resumed = take(stores, 1, start_step=3, **options, rows=(0, 3))[0]  # not neighbours
+    np.testing.assert_array_equal(resumed['image'], whole[3]['image'][[0, 3]])
 
 
 def test_any_step_is_there_at_once(store, mixture):
@@ -226,7 +225,8 @@ def test_several_stores_mix_in_proportion(store, tmp_path):
     by_size = np.array([b['case'] for b in take([store, other], 40)])
     assert abs((by_size >= 5).mean() - 2 / 7) < 0.02
     whole = take([store, other], 2, mix=(1, 3))
-    parts = [take([store, other], 2, mix=(1, 3), shard_index=i, shard_count=2) for i in (0, 1)]
+    halves = ((0, 1), (2, 3))
+    parts = [take([store, other], 2, mix=(1, 3), rows=rows) for rows in halves]
     np.testing.assert_array_equal(
         np.concatenate([parts[0][1]['image'], parts[1][1]['image']]), whole[1]['image']
     )
@@ -244,8 +244,8 @@ def test_mixing_forces_foreground_in_every_store(tmp_path):
 
 
 def test_faults_of_the_arguments(store, tmp_path):
-    with pytest.raises(UserError, match='3 hosts'):
-        take(store, 1, shard_count=3)
+    with pytest.raises(UserError, match='batch_size 0'):
+        take(store, 1, batch_size=0)
     with pytest.raises(UserError, match='seed -1'):
         take(store, 1, seed=-1)
     with pytest.raises(UserError, match="split 'val' is empty"):

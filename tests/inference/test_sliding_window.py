@@ -3,6 +3,7 @@
 import itertools
 import tracemalloc
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_mirroring_averages_the_eight_flips():
 
 def test_one_trace_for_all_volumes_and_short_batches():
     traces = []
-    run = TileProgram(_forward(_pointwise, traces), ['a'], (4, 6, 8))
+    run = TileProgram(_forward(_pointwise, traces), ['a'], (4, 6, 8), devices=jax.devices()[:1])
     for shape in [(9, 7, 8), (4, 13, 20), (3, 3, 3)]:
         plan = sw.plan_tiles(shape, (4, 6, 8))
         options = {'num_classes': 3, 'score_names': ['a'], 'lower': LOWER, 'batch_size': 4}

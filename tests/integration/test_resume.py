@@ -1,5 +1,6 @@
 """Kill -9 at random moments, saves included: the restarted run ends bit-identical."""
 
+import json
 import os
 import pathlib
 import random
@@ -42,8 +43,9 @@ TINY = [
 ]
 
 
-def start(python, workdir, log, store=''):
+def start(python, workdir, log, store='', flags=()):
     extra = [f'--config.data.store={store}'] if store else []
+    extra += flags
     return processes.started(
         [python, '-m', 'launch.train', *TINY, *extra, f'--workdir={workdir}'],
         log,
@@ -93,3 +95,8 @@ def test_sigterm_saves_and_says_so(python, tmp_path):
         code = process.wait(processes.LIMIT_S)
     assert code == 2 and 'the same command continues' in log.read_text(), log.read_text()
     assert load_params(tmp_path / 'run')[2] >= 1
+    goodput = json.loads((tmp_path / 'run/goodput.json').read_text())
+    [first] = goodput['starts']
+    assert first['ended'] == 'stopped' and 0 < first['first_step_s'] < goodput['total_s']
+    assert sum(goodput['seconds'].values()) == pytest.approx(goodput['total_s'], abs=0.1)
+    assert goodput['seconds']['lost'] == 0 and 'goodput: ' in log.read_text()

@@ -1,8 +1,11 @@
 """ZePT from its command: both stages, the merge between them, prediction and scores."""
 
+import dataclasses
 import json
+import pathlib
 
 import jax
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -10,11 +13,14 @@ from configs import zept
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference.model import load_model
 from maxquery_jax.inference.predict import predict
-from maxquery_jax.report.evaluate import evaluate
+from maxquery_jax.report.evaluate import evaluate, evaluate_part
+from maxquery_jax.text.embeddings import hash_text, load_embeddings, save_embeddings
 from maxquery_jax.train.checkpoint import load_params
 from maxquery_jax.train.experiment import train
 from maxquery_jax.train.state import path_name
+from tests import processes
 
+ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
 
 
@@ -97,6 +103,46 @@ def test_predict_and_evaluate(run):
     names = {key.split('/')[1] for key in summary['metrics'] if key.startswith('dice/')}
     assert {'liver', 'liver_tumor', 'colon_tumor'} <= names  # organ, seen and unseen tumour
     assert summary['counts']['ood_cases'] == 2 and len(summary['ood_by_class']) >= 1
+    for part in ('1/2', '2/2'):
+        evaluate_part(part, model=run)
+    assert evaluate(model=run, resamples=20, merge=2) == summary
+
+
+def test_the_command_takes_classes_texts_and_postprocess(run, tmp_path, python):
+    """A class of the shipped texts and one that only --knowledge has, cleaned by ZePT's rules."""
+    texts, own = load_embeddings('minilm_descriptions'), tmp_path / 'own.safetensors'
+    added = dataclasses.replace(
+        texts,
+        vectors=texts.vectors[:1] + 0.1,
+        class_names=('hilar_mass',),
+        text_hashes={'hilar_mass': hash_text('a mass at the hilum')},
+    )
+    save_embeddings(own, added)
+    flags = {
+        'model': run,
+        'split': 'val',
+        'output': tmp_path / 'out',
+        'classes': 'colon_tumour,hilar_mass',
+        'knowledge': own,
+        'postprocess': 'zept',
+    }
+    command = [python, '-m', 'launch.predict', *(f'--{k}={v}' for k, v in flags.items())]
+    done = processes.run(command, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / 'out').glob('*.json')
+    content = json.loads(record.read_text())
+    assert content['settings']['postprocess'] == 'zept'
+    assert content['settings']['texts'] == {
+        'colon_tumour': texts.text_hashes['colon_tumour'],
+        'hilar_mass': hash_text('a mass at the hilum'),
+    }
+    found = [x['name'] for x in content['labels'] if x.get('predicted', x['role'] != 'ood')]
+    assert {'colon_tumor', 'hilar_mass', 'liver'} <= set(found) and 'liver_tumor' not in found
+    mask = np.asanyarray(nib.load(record.with_name(content['files']['seg'])).dataobj)
+    predicted = {x['id'] for x in content['labels'] if x['name'] in found}
+    assert set(np.unique(mask).tolist()) <= predicted and 'postprocess_s' in content['timings']
+    done = processes.run([*command, '--classes=coln_tumour', '--overwrite'], cwd=ROOT)
+    assert done.returncode == 2 and 'did you mean' in done.stderr, done.stderr
 
 
 def test_universal_model_trains_and_predicts(run, tmp_path):

@@ -114,6 +114,22 @@ def test_rows_after_the_restart_are_dropped_and_cut_lines_ignored(tmp_path):
     run.close()
 
 
+def test_only_one_process_of_a_run_writes(tmp_path):
+    writer, other = RunDir(tmp_path / 'run'), RunDir(tmp_path / 'run', is_writer=False)
+    writer.append({'step': 1, 'stage': 'a'})
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+    other.append({'step': 1, 'stage': 'a'})
+    other.drop_rows_after(('a',), 'a', 0)
+    other.write_config({'seed': 1})
+    other.write_manifest({})
+    assert other.rows() == [{'step': 1, 'stage': 'a'}]
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
+    other.close()
+    writer.close()
+    RunDir(tmp_path / 'absent', is_writer=False)
+    assert not (tmp_path / 'absent').exists()
+
+
 def test_unwritable_workdir_is_a_user_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='cannot be written'):
