@@ -60,9 +60,9 @@ def _describe_time(report: dict[str, Any]) -> list[str]:
         for name, text in names.items()
         if report[name] is not None
     ]
-    return [
-        (
-            f'estimated step {1e3 * report["step_s"]:.1f} ms, MFU {100 * report["mfu"]:.1f}% '
-            f'({", ".join(parts)}); estimates, not measurements'
-        )
-    ]
+    text = f'{1e3 * report["step_s"]:.1f} ms'
+    if report['mfu'] is None:
+        text = f'at least {text}'
+    else:
+        text = f'{text}, MFU {100 * report["mfu"]:.1f}%'
+    return [f'estimated step {text} ({", ".join(parts)}); estimates, not measurements']

@@ -18,7 +18,9 @@ def step_time(
     rate; `memory_s`, the bytes that the program moves at the memory's rate; `compiler_s`, the
     cycles that the TPU compiler expects of its own instructions. `collective_s` is the results of
     all collectives at the rate of one chip's links. `step_s` is the compiler's estimate, or the
-    larger of the first two where it makes none, plus the collectives, nothing overlapped.
+    larger of the first two where it makes none, plus the collectives, nothing overlapped. For GPUs
+    the compiler tells neither cycles nor bytes: `step_s` is then no more than a lower bound, and
+    there is no `mfu`.
 
     Args:
         reports: of `aot.compile`, by program.
@@ -39,7 +41,7 @@ def step_time(
     augment = reports.get('augment', {})
     return {
         'step_s': busy + collective,
-        'mfu': compute / (busy + collective),
+        'mfu': None if compiler is None and memory is None else compute / (busy + collective),
         'compute_s': compute,
         'memory_s': memory,
         'compiler_s': compiler,

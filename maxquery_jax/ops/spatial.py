@@ -46,8 +46,7 @@ def _upsample_axis(x: Array, axis: int, factor: int) -> Array:
     phase r blends x with one neighbour; the edges repeat.
     """
     size = x.shape[axis]
-    before = jnp.concatenate([_span(x, axis, 0, 1), _span(x, axis, 0, size - 1)], axis)
-    after = jnp.concatenate([_span(x, axis, 1, size), _span(x, axis, size - 1, size)], axis)
+    before, after = _neighbour(x, axis, 1), _neighbour(x, axis, -1)
     phases = []
     for r in range(factor):
         offset = (r + 0.5) / factor - 0.5
@@ -57,9 +56,18 @@ def _upsample_axis(x: Array, axis: int, factor: int) -> Array:
     return jnp.stack(phases, axis + 1).reshape(shape)
 
 
-def _span(x: Array, axis: int, start: int, stop: int) -> Array:
-    """x[start:stop] along an axis."""
-    return lax.slice_in_dim(x, start, stop, axis=axis)
+def _neighbour(x: Array, axis: int, shift: int) -> Array:
+    """x moved by one along an axis (+1 or -1), the edge repeated.
+
+    A padding by one and minus one is a halo exchange where the axis is sharded; a concatenation of
+    slices would be sent around to all.
+    """
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (shift, -shift, 0)
+    moved = lax.pad(x, jnp.zeros((), x.dtype), padding)
+    edge = 0 if shift > 0 else x.shape[axis] - 1
+    place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    return jnp.where(place == edge, x, moved)
 
 
 def _linear_weights(old: int, new: int) -> np.ndarray:

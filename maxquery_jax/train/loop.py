@@ -19,7 +19,7 @@ from maxquery_jax.parallel.mesh import mesh_context
 from maxquery_jax.train.checkpoint import CHECKPOINT_DIR, StageCheckpoints, best_step
 from maxquery_jax.train.data import TrainingData
 from maxquery_jax.train.goodput import Goodput
-from maxquery_jax.train.run_dir import RunDir
+from maxquery_jax.train.run_dir import CONFIG, RunDir
 from maxquery_jax.train.schedule import is_due
 from maxquery_jax.train.stage import Stage
 from maxquery_jax.train.state import TrainState, abstract_state, create_state
@@ -56,6 +56,7 @@ class StageRun:
         directory = self.run.path / CHECKPOINT_DIR / self.stage.name
         self._checkpoints = StageCheckpoints(directory, self.config.checkpoint.keep)
         self._validator = Validator(self.config, self.stage, self.data, self.mesh)
+        self._has_config = processes.is_first() and (self.run.path / CONFIG).is_file()
         self._best: float | None = None  # value of the best checkpoint; of process 0
         self._step = self._saved = 0  # steps dispatched to the device; of the last save
         self._stop_signal = 0
@@ -219,10 +220,21 @@ class StageRun:
             return self.stage.augment_step(sharding.put_batch(host, self.mesh), step - 1)
 
     def _save(self, state: TrainState, step: int, *, is_best: bool = False) -> None:
+        self._require_run()
         self.goodput.mark(self.stage.name, step)
         with self.goodput.span('checkpoint'):
             self._checkpoints.save(state, step, is_best=is_best)
         self._saved = step
+
+    def _require_run(self) -> None:
+        """A save would make a directory that vanished anew, without what it held."""
+        if self._is_gone():
+            raise UserError(f'{self.run.path} is gone; put it back or mend its mount')
+
+    def _is_gone(self) -> bool:
+        return not self.run.path.is_dir() or (
+            self._has_config and not (self.run.path / CONFIG).is_file()
+        )
 
     def _settle(self) -> None:
         """Waits for a running save and leaves only the checkpoints that are to stay."""
@@ -239,6 +251,7 @@ class StageRun:
         scalars = {name: float(value) for name, value in metrics.items()}
         scalars['learning_rate'] = float(np.asarray(self.stage.schedule(step - 1)))
         rate = progress.update(step, scalars)
+        self._require_run()
         row = {
             'step': step,
             'stage': self.stage.name,
@@ -319,6 +332,8 @@ class StageRun:
         with contextlib.suppress(UserError):
             self.close()
         steps = self._checkpoints.steps()
+        if self._is_gone():
+            return 'and the same command continues from its newest checkpoint when it is back'
         if not steps:
             return 'and there is no checkpoint yet: the same command begins again'
         return (
@@ -337,8 +352,6 @@ class _NotFiniteError(UserError):
 def _cause(error: UserError | OSError, folder: pathlib.Path) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if not folder.is_dir():
-        return f'{folder} is gone; put it back or mend its mount'
     # A write that fails does not know its file.
     named = OSError(error.errno, error.strerror, error.filename or str(folder))
     return str(explain(named) or f'{named.filename}: {error.strerror or error}')

@@ -1,4 +1,5 @@
 """Reading compiled programs: on a program written by hand and on one that XLA wrote."""
+# ruff: noqa: E501 - lines of a program are as long as they are
 
 import jax
 import jax.numpy as jnp

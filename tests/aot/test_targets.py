@@ -66,6 +66,9 @@ def test_step_time_by_hand():
     assert (found['collective_s'], found['step_s'], found['mfu']) == (0.5, 4.5, 1 / 4.5)
     without = estimate.step_time({'step': step | {'cycles_by_layer': {}}}, 2e12, chip)
     assert without['compiler_s'] is None and without['step_s'] == 3.5
+    unknown = step | {'cycles_by_layer': {}, 'gb_moved': None}  # XLA for GPUs
+    bound = estimate.step_time({'step': unknown}, 2e12, chip)
+    assert bound['step_s'] == 1.5 and bound['mfu'] is None
 
 
 def test_advice_names_fields_that_exist():

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import time
 
@@ -15,7 +16,7 @@ from maxquery_jax.train.checkpoint import load_params
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-KILLS = 5
+KILLS = 3  # tests/integration/trials.py does many more
 TINY = [
     '--config=configs/maxquery.py:demo',
     '--config.data.phantom.num_train=3',
@@ -59,17 +60,29 @@ def wait_for_step(process, log):
     return processes.wait_until(lambda: ' loss ' in log.read_text(), process)
 
 
-@pytest.mark.integration
-def test_kill_at_any_moment_ends_bit_identical(python, tmp_path):
-    log = tmp_path / 'log.txt'
-    with start(python, tmp_path / 'whole', log) as whole:
-        assert whole.wait(processes.LIMIT_S) == 0, log.read_text()
-    store = tmp_path / 'whole' / 'phantom' / 'store'
+@pytest.fixture(scope='module')
+def whole(python, tmp_path_factory):
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp('whole') / 'run'
+    log = folder.with_name('log.txt')
+    with start(python, folder, log) as process:
+        assert process.wait(processes.LIMIT_S) == 0, log.read_text()
+    return folder
 
+
+def new_run(folder, whole):
+    """A run directory that holds compiled programs, which are not what is tested here."""
+    shutil.copytree(whole / 'cache', folder / 'cache')
+    return folder
+
+
+@pytest.mark.integration
+def test_kill_at_any_moment_ends_bit_identical(python, whole, tmp_path):
+    log, run = tmp_path / 'log.txt', new_run(tmp_path / 'killed', whole)
     rng = random.Random(0)
     kills = 0
     while True:
-        with start(python, tmp_path / 'killed', log, store) as process:
+        with start(python, run, log, whole / 'phantom' / 'store') as process:
             if kills == KILLS:
                 assert process.wait(processes.LIMIT_S) == 0, log.read_text()
                 break
@@ -80,16 +93,16 @@ def test_kill_at_any_moment_ends_bit_identical(python, tmp_path):
         if not alive:
             break
     for stage in ('pretrain', 'finetune'):
-        expected, _, last = load_params(tmp_path / 'whole', stage)
-        actual, _, step = load_params(tmp_path / 'killed', stage)
+        expected, _, last = load_params(whole, stage)
+        actual, _, step = load_params(run, stage)
         assert step == last
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.integration
-def test_sigterm_saves_and_says_so(python, tmp_path):
+def test_sigterm_saves_and_says_so(python, whole, tmp_path):
     log = tmp_path / 'log.txt'
-    with start(python, tmp_path / 'run', log) as process:
+    with start(python, new_run(tmp_path / 'run', whole), log) as process:
         assert wait_for_step(process, log)
         process.send_signal(signal.SIGTERM)
         code = process.wait(processes.LIMIT_S)

@@ -49,6 +49,7 @@ def build(system, sizes, **fields):
     config.model.conv_form = 'plain'
     config[name].optim.update({'name': 'sgd', 'weight_decay': 0.0, 'clip_norm': 0.0})
     config[name].optim.update({'frozen_epochs': 0, 'backbone_multiplier': 1.0})
+    config[name].optim.learning_rate = 1e-3
     config.update_from_flattened_dict(fields)
     mesh = make_mesh(*sizes)
     return build_stage(config, name, manifest, mesh), manifest, mesh
@@ -80,3 +81,23 @@ def first_step(system, sizes, **fields):
         for path, leaf in jax.tree_util.tree_leaves_with_path(trace)
     }
     return float(metrics['loss']), gradients, state, step
+
+
+def train_steps(system, sizes, num_steps):
+    """Losses of some steps on batches that are functions of the step, on a mesh."""
+    stage, manifest, mesh = build(system, sizes, **{'data.patch_size': (8, 8, 8)})
+    channels = len(manifest.channels)
+    losses = []
+    with mesh_context(mesh):
+        params = init_params(stage.model, (1, *stage.patch_size, channels), stream(0, 'init', 0))
+        state = create_state(params, stage.tx, stage.shardings)
+        step = stage.jit_step()
+        for index in range(num_steps):
+            rng = np.random.default_rng(index)
+            label = rng.integers(0, manifest.num_classes, (BATCH, *stage.patch_size))
+            image = rng.standard_normal((*label.shape, channels)) + label[..., None]
+            host = {'image': image.astype(np.float32), 'label': label.astype(np.int32)}
+            batch = sharding.put_batch(host, mesh)
+            state, metrics = step(state, batch, stage.dropout_key)
+            losses.append(float(metrics['loss']))
+    return losses

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import types
 
@@ -26,6 +25,7 @@ CONFIG = {
     'log': {'every_steps': 100},
     'validation': {'every_steps': 0, 'batches': 0},
 }
+CONFIG_JSON = '{"stages": ["only"], "checkpoint": {"best": "dice_mean"}}'
 
 
 class Batches:
@@ -86,6 +86,7 @@ def make_run(tmp_path, monkeypatch):
         for folder in opened:
             folder.close()
         opened.append(RunDir(tmp_path / 'run'))
+        (tmp_path / 'run/config.json').write_text(CONFIG_JSON)
         return StageRun(config, stage, data, make_mesh(1, 1, 1), opened[-1], on_log=lambda: None)
 
     yield make
@@ -147,10 +148,6 @@ BEST = {
 @pytest.mark.parametrize('stop', [None, 1, 2, 3, 4, 5])
 def test_the_best_checkpoint_is_the_same_after_any_stop(make_run, tmp_path, monkeypatch, stop):
     """Step 2 is the best, and 4 as good but later; a stop saves its step before validating it."""
-    (tmp_path / 'run').mkdir()
-    (tmp_path / 'run/config.json').write_text(
-        '{"stages": ["only"], "checkpoint": {"best": "dice_mean"}}'
-    )
     dice, start = (0.1, 0.3, 0.2, 0.3, 0.2), 0
     if stop:
         first = make_run(
@@ -242,7 +239,15 @@ def test_a_full_disk_under_the_log_is_one_line(make_run, monkeypatch):
     )
 
 
-def test_a_run_directory_that_vanishes_is_named(make_run):
-    run = make_run(Batches(4, lambda: shutil.rmtree(run.run.path)), **{'log.every_steps': 1})
-    fails(run, 'run is gone; put it back.*had come to step 4, and there is no checkpoint yet')
-    assert not run.run.path.exists()
+@pytest.mark.parametrize('again', [False, True])
+def test_a_run_directory_that_vanishes_is_named_and_not_made_again(make_run, tmp_path, again):
+    def vanish():
+        run._checkpoints.wait()
+        os.rename(run.run.path, tmp_path / 'elsewhere')
+        if again:  # as a save makes it that is under way
+            run._checkpoints.directory.mkdir(parents=True)
+
+    run = make_run(Batches(4, vanish), **{'checkpoint.every_steps': 2})
+    fails(run, 'run is gone; put it back.*had come to step 4, and the same command continues')
+    assert run._checkpoints.steps() == []
+    assert checkpoint.load_params(tmp_path / 'elsewhere')[2] == 2
