@@ -105,13 +105,20 @@ def _compile(lower, target: Target, is_fast: bool) -> dict[str, Any]:
     options = {}
     if is_fast and target.limits.platform == 'tpu':
         options['exec_time_optimization_effort'] = -1.0
+    if target.limits.platform == 'cuda':
+        # XLA times kernels on the device to choose them. Without one it guesses Triton's tiles, and
+        # finds none for the windows of a Swin Transformer; cuBLAS takes every shape.
+        options['xla_gpu_enable_triton_gemm'] = False
     started = time.perf_counter()
     try:
         compiled = lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         needed = estimate.memory_that_was_missing(str(error))
         if needed is None:
-            raise
+            raise UserError(
+                f'the compiler for {target.name} failed: {" ".join(str(error).split())[:300]}; try '
+                'another --config.model.dtype, --effort or version of its package'
+            ) from error
         seconds = time.perf_counter() - started
         return {'compile_s': seconds, 'fits': False, 'memory_gib': {'total': needed}}
     seconds = time.perf_counter() - started
@@ -155,7 +162,7 @@ def require_stage(config: Config, name: str | None) -> str:
     Raises:
         UserError: the experiment has no such stage.
     """
-    name = name or config.stages[-1]
-    if name not in config.stages:
-        raise UserError(f'--stage={name} is not one of {", ".join(config.stages)}')
-    return name
+    chosen: str = name or config.stages[-1]
+    if chosen not in config.stages:
+        raise UserError(f'--stage={chosen} is not one of {", ".join(config.stages)}')
+    return chosen

@@ -22,6 +22,7 @@ from maxquery_jax.models.remat import POLICIES
 from maxquery_jax.models.segmenter import Segmenter
 from maxquery_jax.models.zept import ZePT
 from maxquery_jax.models.zept_decoders import ZePTOptions
+from maxquery_jax.ops.conv import FORMS
 
 BACKBONES = ('unet', 'swin_unetr', 'transunet')
 ZEPT_STAGES = {'zept_stage1': 1, 'zept_stage2': 2}
@@ -199,6 +200,7 @@ def build_backbone(
     """
     _check_choice('model.backbone.name', cfg.name, BACKBONES)
     _check_choice('model.remat', remat, POLICIES)
+    _check_choice('model.conv_form', conv_form, FORMS)
     if cfg.name == 'swin_unetr':
         return _build_swin_unetr(cfg, patch_size, conv_form=conv_form, remat=remat, dtype=dtype)
     topology = plan_topology(

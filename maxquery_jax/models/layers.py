@@ -4,6 +4,7 @@ Every parameter carries logical axis names (`axes`), parameters are float32, `dt
 dtype, and statistics of norms are float32 whatever the compute dtype.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,8 @@ class Conv3D(nn.Module, kw_only=True):
             ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
             kernels = jnp.split(kernel, ends, axis=3)
             pairs = zip(parts, kernels, strict=True)
-            y = sum(folding.conv3d_folded(x, k, self.stride, self.fold) for x, k in pairs)
+            each = [folding.conv3d_folded(x, k, self.stride, self.fold) for x, k in pairs]
+            y = functools.reduce(jnp.add, each)
         else:
             x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
             y = conv.conv3d(x, kernel, stride=self.stride, form=self.form)
@@ -194,7 +196,7 @@ class InstanceNorm(nn.Module, kw_only=True):
         else:
             scale, bias = jnp.ones(channels), jnp.zeros(channels)
         x = x.astype(self.dtype)
-        y = norm.instance_norm(x, scale, bias, self.negative_slope, self.fold)
+        y: Any = norm.instance_norm(x, scale, bias, self.negative_slope, self.fold)
         return partition.constrain_features(y)
 
 

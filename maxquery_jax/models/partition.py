@@ -49,7 +49,7 @@ def constrain(x: Array, names: Sequence[Any]) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
 
-def gather(parameter: Array) -> Array:
+def gather(parameter: Any) -> Array:
     """A parameter, whole on every device for the operation that reads it.
 
     Said of each parameter where it is used, so that one layer's are gathered at a time. Left to the

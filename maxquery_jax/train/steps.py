@@ -51,7 +51,7 @@ class AugmentStep:
         """Augments the batch of step `index`."""
         return self._jitted(batch, stream(self._seed, self._stream, index))
 
-    def lower(self, batch: Batch, key: Array) -> jax.stages.Lowered:
+    def lower(self, batch: PyTree, key: PyTree) -> jax.stages.Lowered:
         """Lowers the program for an abstract batch and key."""
         return self._jitted.lower(batch, key)
 
@@ -216,7 +216,7 @@ def make_eval_step(
     """Builds `step(params, batch) -> counts` for validation Dice.
 
     Returns:
-        A function whose result is [K, 3] float32: voxels of (true positive, predicted, labelled)
+        A function whose result is [K, 3] int32: voxels of (true positive, predicted, labelled)
         per class, summed over the batch; samples that do not annotate a class add nothing to it.
     """
 
@@ -228,6 +228,6 @@ def make_eval_step(
             annotated = batch['class_mask'].T[:, :, None, None, None]
             predicted, label = predicted & annotated, label & annotated
         counts = [predicted & label, predicted, label]
-        return jnp.stack([c.sum((1, 2, 3, 4), dtype=jnp.float32) for c in counts], axis=-1)
+        return jnp.stack([c.sum((1, 2, 3, 4), dtype=jnp.int32) for c in counts], axis=-1)
 
     return step

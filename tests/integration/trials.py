@@ -79,11 +79,6 @@ class Trials:
         self._whole = folder / 'whole'
         self._code(self._whole, '')
         self._store = str(self._whole / 'phantom' / 'store')
-        started = time.monotonic()
-        # Once more with what a trial has from the start: store and compiled programs.
-        self._prepare(folder / 'timing')
-        self._code(folder / 'timing', self._store)
-        self._length = time.monotonic() - started
         self._losses = _losses(self._whole)
 
     def run(self, number: int, kind: str) -> Trial:
@@ -140,11 +135,13 @@ class Trials:
                 seen |= now
                 time.sleep(0.001)
             time.sleep(draw.choice((0.0, 0.002, 0.005, 0.01, 0.02, 0.04)))
-        elif kind == 'term':  # before the loop it is an ordinary end
-            processes.wait_until(lambda: ' loss ' in self._log.read_text(), process, LIMIT_S)
-            time.sleep(draw.uniform(0.0, 0.5 * self._length))
+        elif kind == 'any' and draw.random() < 0.1:
+            time.sleep(draw.uniform(0.0, 10.0))  # mostly before the first step
         else:
-            time.sleep(draw.uniform(0.0, self._length))
+            count = draw.randrange(1, len(self._losses))
+            file = path / 'metrics.jsonl'
+            processes.wait_until(lambda: len(read_rows(file)) >= count, process, LIMIT_S)
+            time.sleep(draw.uniform(0.0, 0.4))
 
     def _judge_end(self, trial: Trial, path, said: str, newest, code: int) -> None:
         rows = [row for row in read_rows(path / 'metrics.jsonl') if row['split'] == 'train']

@@ -248,3 +248,11 @@ def test_unknown_objective_and_too_few_classes(cfg):
         build(cfg, 'zept')
     with pytest.raises(UserError, match='1 known class'):
         build(cfg, num_classes=1)
+
+
+@pytest.mark.parametrize('field', ['conv_form', 'remat'])
+def test_unknown_forms_are_named(cfg, field):
+    options = {'conv_form': 'fast'} if field == 'conv_form' else {}
+    cfg.remat = 'all' if field == 'remat' else 'none'
+    with pytest.raises(UserError, match=f"model.{field} is '(fast|all)'; allowed: "):
+        build(cfg, **options)

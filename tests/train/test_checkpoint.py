@@ -1,7 +1,9 @@
 """Checkpoints: round trip, damage, dtype, the best, other meshes, merging between stages."""
 
+import errno
 import gc
 import json
+import os
 import re
 import resource
 import shutil
@@ -185,6 +187,24 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(run_dir, capfd):
     checkpoints.save(large, 12)
     checkpoints.close()
     assert checkpoints.steps() == [9, 12]
+
+
+@pytest.mark.parametrize('then', ['save', 'close', 'check'])
+def test_a_failed_save_is_heard_whatever_comes_next(run_dir, monkeypatch, then):
+    class Failed:
+        def result(self):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    checkpoints = checkpoint.StageCheckpoints(run_dir / 'checkpoints' / 'pretrain')
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.ocp, 'save_async', lambda *args, **kwargs: Failed())
+        checkpoints.save(make_state(12), 12)
+        checkpoints._saving[1].exception()  # waits
+    step = {'save': lambda: checkpoints.save(make_state(15), 15)}
+    with pytest.raises(UserError, match=r'pretrain/12 cannot be written \(Disk quota exceeded\)'):
+        step.get(then, getattr(checkpoints, then))()
+    checkpoints.close()
+    assert checkpoints.steps() == [6, 9]
 
 
 def test_the_best_stays_beside_the_newest(tmp_path):
