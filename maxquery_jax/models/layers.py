@@ -92,17 +92,17 @@ class Conv3D(nn.Module, kw_only=True):
         widths = [part.shape[-1] // (fold_in if self.fold > 1 else 1) for part in parts]
         shape = (*self.kernel_size, sum(widths), self.features)
         kernel = _kernel(self, shape, (*axes.CONV_KERNEL[:-1], self.features_axis))
-        kernel = partition.gather(kernel.astype(self.dtype))
+        kernel, split = partition.gather(kernel.astype(self.dtype)), partition.depth_split()
         parts = tuple(x.astype(self.dtype) for x in parts)
         if self.fold > 1:
             ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
             kernels = jnp.split(kernel, ends, axis=3)
             pairs = zip(parts, kernels, strict=True)
-            each = [folding.conv3d_folded(x, k, self.stride, self.fold) for x, k in pairs]
+            each = [folding.conv3d_folded(x, k, self.stride, self.fold, split) for x, k in pairs]
             y = functools.reduce(jnp.add, each)
         else:
             x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-            y = conv.conv3d(x, kernel, stride=self.stride, form=self.form)
+            y = conv.conv3d(x, kernel, stride=self.stride, form=self.form, split=split)
         if self.use_bias:
             y = y + _bias(self, y, self.features_axis, self.fold)
         return remat.mark_conv_output(partition.constrain_features(y))

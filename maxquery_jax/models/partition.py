@@ -14,6 +14,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from maxquery_jax import axes
+from maxquery_jax.ops.conv_planes import DepthSplit
 from maxquery_jax.typing import Array
 
 ANY = PartitionSpec.UNCONSTRAINED
@@ -59,6 +60,17 @@ def gather(parameter: Any) -> Array:
     return (
         jax.lax.with_sharding_constraint(parameter, PartitionSpec()) if _is_sharded() else parameter
     )
+
+
+def depth_split() -> DepthSplit | None:
+    """How volumes lie on the active mesh, if their depth is split."""
+    if not _is_sharded():
+        return None
+    spec = nn.logical_to_mesh_axes((axes.BATCH, axes.DEPTH))
+    assert spec is not None
+    rows, depth = spec
+    count = jax.sharding.get_abstract_mesh().shape[depth] if depth else 1
+    return DepthSplit(tuple(rows), depth, count) if count > 1 else None
 
 
 def _is_sharded() -> bool:

@@ -24,7 +24,14 @@ _SCAN_MIN_WORK = 2**24
 _SCAN_MIN_WORK_STRIDED = 2**20
 
 
-def conv3d(x: Array, kernel: Array, *, stride: Triple = (1, 1, 1), form: str = 'plain') -> Array:
+def conv3d(
+    x: Array,
+    kernel: Array,
+    *,
+    stride: Triple = (1, 1, 1),
+    form: str = 'plain',
+    split: conv_planes.DepthSplit | None = None,
+) -> Array:
     """3D convolution, padded by (k - 1) // 2 on both sides of every axis as in PyTorch.
 
     Args:
@@ -33,6 +40,7 @@ def conv3d(x: Array, kernel: Array, *, stride: Triple = (1, 1, 1), form: str = '
         stride: (sd, sh, sw).
         form: 'plain', 'scan', 'planes' or 'auto' (see `resolve_form`). 'scan' runs the plain form
             where a kernel side is not 1 or 3 or a stride not 1 or 2.
+        split: how the depth is split over devices, for 'planes'.
 
     Returns:
         [B, ceil(D/sd), ceil(H/sh), ceil(W/sw), Cout] in the dtype of `x`.
@@ -49,7 +57,7 @@ def conv3d(x: Array, kernel: Array, *, stride: Triple = (1, 1, 1), form: str = '
     if form == 'scan' and conv_scan.is_supported(kernel_size, stride):
         return conv_scan.conv3d_scan(x, kernel, stride)
     if form == 'planes' and max(kernel_size) > 1:
-        return conv_planes.conv3d_planes(x, kernel, stride)
+        return conv_planes.conv3d_planes(x, kernel, stride, split=split)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxquery_jax.ops.conv import resolve_form
-from maxquery_jax.ops.conv_planes import conv3d_planes
+from maxquery_jax.ops.conv_planes import DepthSplit, conv3d_planes
 from maxquery_jax.ops.conv_scan import Triple
 from maxquery_jax.typing import Array
 
@@ -39,7 +39,9 @@ def refold(x: Array, before: int, after: int) -> Array:
     return x.reshape(*rows, blocks * before // after, width * after // before)
 
 
-def conv3d_folded(x: Array, kernel: Array, stride: Triple, fold: int) -> Array:
+def conv3d_folded(
+    x: Array, kernel: Array, stride: Triple, fold: int, split: DepthSplit | None = None
+) -> Array:
     """`ops.conv.conv3d` of folded volumes.
 
     Args:
@@ -47,6 +49,7 @@ def conv3d_folded(x: Array, kernel: Array, stride: Triple, fold: int) -> Array:
         kernel: [kd, kh, kw, Cin, Cout], odd sides, as for the unfolded convolution.
         stride: (sd, sh, sw).
         fold: of the result.
+        split: how the depth is split over devices.
 
     Returns:
         [B, ceil(D/sd), ceil(H/sh), W / (sw * fold), fold * Cout].
@@ -58,7 +61,7 @@ def conv3d_folded(x: Array, kernel: Array, stride: Triple, fold: int) -> Array:
     wide = jnp.einsum('brtq,dhtio->dhbriqo', jnp.asarray(taps, kernel.dtype), kernel)
     wide = wide.reshape(kd, kh, blocks, fold_in * cin, fold * cout)
     across = (-first, blocks - 1 + first)
-    return conv3d_planes(x, wide, (stride[0], stride[1], 1), padding_w=across)
+    return conv3d_planes(x, wide, (stride[0], stride[1], 1), across, split)
 
 
 def _tap_table(taps: int, stride: int, fold: int) -> tuple[np.ndarray, int]:

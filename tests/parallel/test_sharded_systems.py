@@ -74,6 +74,19 @@ def _require_collectives(system, sizes, step, num_parameters):
         assert found['collective-permute'].count > 0
 
 
+@pytest.mark.parametrize('sizes', [(2, 2, 2), (1, 1, 8)], ids=str)
+def test_the_form_for_tpus_exchanges_halos_itself(one_device, sizes):
+    if 'maxquery' not in one_device:
+        one_device['maxquery'] = first_step('maxquery', (1, 1, 1))
+    loss, gradients, _, _ = one_device['maxquery']
+    again, found, _, step = first_step('maxquery', sizes, **{'model.conv_form': 'planes'})
+    assert abs(again - loss) <= TOLERANCE * abs(loss)
+    norm = np.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in gradients.values()))
+    for name, gradient in gradients.items():
+        assert np.linalg.norm(found[name] - gradient) <= 2 * TOLERANCE * norm, name
+    _require_collectives('maxquery', sizes, step, len(gradients))
+
+
 @pytest.mark.parametrize('devices', [2, 4, 8])
 def test_fifty_steps_agree_on_any_number_of_devices(one_device, devices):
     """Of the same global batches; rounding grows, as orders of sums differ, to at most 1e-4."""
