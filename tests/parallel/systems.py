@@ -33,7 +33,7 @@ def tiny_zept():
         {'feature_size': 8, 'window_size': 4, 'depths': (2,), 'num_heads': (2,)}
     )
     config.model.zept.update(
-        {'organs': (), 'output_strides': (4, 2), 'query_dim': 16, 'refine_dim': 16, 'num_heads': 2}
+        {'organs': (), 'output_strides': (4,), 'query_dim': 16, 'refine_dim': 16, 'num_heads': 2}
     )
     return config, 'stage2', synthetic_manifest(0, (2.0, 2.0, 2.0), 1, is_taxonomy=True)
 
