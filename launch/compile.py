@@ -1,9 +1,9 @@
 """Compiles a training step ahead of time for hardware that is not there.
 
-    python -m launch.compile --config=configs/maxquery.py:pancreas --topology=v5e:4x4 \\
-        --config.data.batch_size=16 --config.model.dtype=bfloat16
+    python -m launch.compile --config=configs/maxquery.py:pancreas --topology=v5e:16x16 \\
+        --channels=5 --config.data.batch_size=256 --config.model.dtype=bfloat16
     python -m launch.compile --config=configs/zept.py --stage=stage2 --topology=h100:8 \\
-        --config.data.batch_size=8
+        --config.data.batch_size=8 --config.model.dtype=bfloat16
     python -m launch.compile --config=configs/maxquery.py:demo --topology=cpu:8 \\
         --config.data.batch_size=8
 

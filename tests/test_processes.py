@@ -75,6 +75,10 @@ def test_a_test_that_hangs_is_named_and_ended(tmp_path, hang):
 
 
 @pytest.mark.integration
+@pytest.mark.skipif(
+    not os.environ.get('MAXQUERY_TEST_LARGE'),
+    reason='set MAXQUERY_TEST_LARGE=1 to test the watchdog of parallel runs (half a minute)',
+)
 def test_a_test_that_hangs_hangs_once_in_parallel_runs(tmp_path):
     (tmp_path / 'conftest.py').write_text((ROOT / 'tests/conftest.py').read_text())
     text = 'import time\ndef test_a():\n    time.sleep(60)\ndef test_b():\n    pass\n'

@@ -16,7 +16,7 @@ from maxquery_jax.train.checkpoint import load_params
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-KILLS = 3  # tests/integration/trials.py does many more
+KILLS = 2  # tests/integration/trials.py does many more
 TINY = [
     '--config=configs/maxquery.py:demo',
     '--config.data.phantom.num_train=3',
@@ -35,7 +35,7 @@ TINY = [
     '--config.model.decoder.embed_dim=8',
     '--config.model.decoder.ffn_dim=16',
     '--config.pretrain.epochs=1',
-    '--config.pretrain.steps_per_epoch=12',
+    '--config.pretrain.steps_per_epoch=8',
     '--config.finetune.optim.frozen_epochs=1',
     '--config.finetune.epochs=3',
     '--config.finetune.steps_per_epoch=6',
