@@ -25,7 +25,7 @@ demo: env
 	$(BIN)/python -m launch.report --model=$(RUN) --split=test
 
 test: env
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .
