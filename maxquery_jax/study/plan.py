@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from maxquery_jax.errors import UserError
+from maxquery_jax.parallel.parts import Part
 from maxquery_jax.study.spec import Study
 from maxquery_jax.typing import Config
 
@@ -147,13 +148,8 @@ def take_part(runs: list[Run], part: str) -> list[Run]:
     Raises:
         UserError: `part` is not of that form.
     """
-    try:
-        index, count = (int(text) for text in part.split('/'))
-        if not 1 <= index <= count:
-            raise ValueError(part)
-    except ValueError as error:
-        raise UserError(f'--part must look like 1/4 with 1 <= i <= n, got {part!r}') from error
-    groups = list(dict.fromkeys(run.group for run in runs))[index - 1 :: count]
+    own = Part.parse(part)
+    groups = list(dict.fromkeys(run.group for run in runs))[own.index - 1 :: own.count]
     return [run for run in runs if run.group in groups]
 
 
