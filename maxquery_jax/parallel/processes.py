@@ -185,7 +185,7 @@ def gather(text: str) -> list[str]:
     return [answer for _, answer in sorted(answers, key=lambda pair: _number(pair[0]))]
 
 
-def should_stop(step: int, wanted: bool) -> bool:
+def should_stop(wanted: bool) -> bool:
     """Whether all processes stop after this step, whichever of them wants it.
 
     To be called once per step, in every process, and the same number of times. They agree in the
@@ -193,10 +193,8 @@ def should_stop(step: int, wanted: bool) -> bool:
     does not matter how far one is ahead.
 
     Args:
-        step: that was just started or done; alone, nothing depends on it.
         wanted: whether this process was asked to end.
     """
-    del step
     return wanted if _member is None else _member.watch.should_stop(wanted)
 
 

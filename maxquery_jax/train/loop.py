@@ -184,7 +184,7 @@ class StageRun:
                     self._require_finite(*pending)  # one step late: dispatch is never blocked
                 pending, self._step = (step, metrics, host['case']), step
                 # Read once: a signal may come at any line below.
-                stopping = processes.should_stop(step, bool(self._stop_signal))
+                stopping = processes.should_stop(bool(self._stop_signal))
                 saving = is_due(step, every.checkpoint.every_steps, total) or stopping
                 # A stop leaves little time: its step is validated after the restart.
                 validating = self._validator.is_due(step) and not stopping

@@ -159,7 +159,7 @@ def test_alone_nothing_is_waited_for(capsys, tmp_path):
         processes.barrier('anything', timeout_s=0.0)
         assert processes.is_first() and processes.decide(7) == 7
         assert processes.agree(True) and not processes.agree(False)
-        assert processes.should_stop(3, True) and not processes.should_stop(3, False)
+        assert processes.should_stop(True) and not processes.should_stop(False)
         processes.require_same('it', 'text', 'fix')
         processes.require_shared(tmp_path / 'absent', '--workdir')
         processes.say('hello')
