@@ -3,10 +3,8 @@
 import contextlib
 import dataclasses
 import pathlib
-import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +17,7 @@ from maxquery_jax.parallel.mesh import mesh_context
 from maxquery_jax.train.checkpoint import CHECKPOINT_DIR, StageCheckpoints, best_step
 from maxquery_jax.train.data import TrainingData
 from maxquery_jax.train.goodput import Goodput
+from maxquery_jax.train.notices import StopNotice
 from maxquery_jax.train.run_dir import CONFIG, RunDir
 from maxquery_jax.train.schedule import is_due
 from maxquery_jax.train.stage import Stage
@@ -59,7 +58,7 @@ class StageRun:
         self._has_config = processes.is_first() and (self.run.path / CONFIG).is_file()
         self._best: float | None = None  # value of the best checkpoint; of process 0
         self._step = self._saved = 0  # steps dispatched to the device; of the last save
-        self._stop_signal = 0
+        self._notice = StopNotice()
         self._case_name: Callable[[int], str] = str
 
     def finished_steps(self) -> int:
@@ -80,7 +79,7 @@ class StageRun:
         Raises:
             UserError: the loss is not finite, a checkpoint cannot be read, or data or disk fail;
                 names the step that the same command would continue from.
-            StoppedError: SIGTERM came; the step it came in is saved.
+            StoppedError: a signal or a notice asked for it; the step it came in is saved.
         """
         with mesh_context(self.mesh):
             state, start = self._restore_or_create(initial_params)
@@ -154,13 +153,11 @@ class StageRun:
         progress = ProgressLine(
             stage.name, stage.total_steps, config.data.batch_size * int(np.prod(stage.patch_size))
         )
-        previous = signal.signal(signal.SIGTERM, self._note_signal)
         try:
-            with self._explaining():
+            with self._notice, self._explaining():
                 self._steps(state, start, batches, progress)
                 self._settle()
         finally:
-            signal.signal(signal.SIGTERM, previous)
             batches.close()
             progress.close()
 
@@ -184,7 +181,7 @@ class StageRun:
                     self._require_finite(*pending)  # one step late: dispatch is never blocked
                 pending, self._step = (step, metrics, host['case']), step
                 # Read once: a signal may come at any line below.
-                stopping = processes.should_stop(bool(self._stop_signal))
+                stopping = processes.should_stop(bool(self._notice.reason))
                 saving = is_due(step, every.checkpoint.every_steps, total) or stopping
                 # A stop leaves little time: its step is validated after the restart.
                 validating = self._validator.is_due(step) and not stopping
@@ -243,8 +240,8 @@ class StageRun:
 
     def _stopped(self, step: int) -> StoppedError:
         self._settle()
-        number = self._stop_signal
-        why = f'by signal {number}' if number else 'because another process was'
+        reason = self._notice.reason
+        why = f'by {reason}' if reason else 'because another process was'
         return StoppedError(f'stopped {why} after saving step {step}; the same command continues')
 
     def _log(self, step: int, metrics: Row, progress, started: float, data_wait: float) -> None:
@@ -340,9 +337,6 @@ class StageRun:
             f'the last good checkpoint is step {steps[-1]} in {self._checkpoints.directory}: the '
             'same command continues from there'
         )
-
-    def _note_signal(self, number: int, _frame: Any) -> None:
-        self._stop_signal = number
 
 
 class _NotFiniteError(UserError):

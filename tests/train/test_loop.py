@@ -120,6 +120,12 @@ def test_sigterm_saves_the_step_and_raises_stopped(make_run):
     assert [row['step'] for row in run.run.rows()] == [1, 3]
 
 
+def test_a_notice_of_the_cloud_saves_the_step(make_run):
+    run = make_run(Batches(3, lambda: setattr(run._notice, 'reason', 'the notice')))
+    assert isinstance(fails(run, 'stopped by the notice after saving step 3'), StoppedError)
+    assert run.finished_steps() == 3
+
+
 def test_a_loss_that_is_not_finite_is_no_stop(make_run):
     run = make_run(losses=(1.0, float('nan'), 1.0, 1.0, 1.0))
     error = fails(run, 'only step 2: loss nan.* case0.*there is no checkpoint yet')
