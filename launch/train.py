@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import _cli, _cluster
+from maxquery_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Experiment, e.g. configs/maxquery.py:demo', lock_config=True
@@ -28,17 +29,16 @@ PLOT_SECONDS = 10.0  # drawing takes about half a second
 
 def main() -> None:
     """Trains `--config` in `--workdir`."""
-    from configs.defaults import field_defaults
-    from maxquery_jax.errors import UserError
-    from maxquery_jax.parallel import processes
-    from maxquery_jax.report.progress_plot import plot_progress
-    from maxquery_jax.train.experiment import train
-    from maxquery_jax.train.goodput import process_age_s
-
     config = _cli.experiment(_CONFIG.value)
     if not _WORKDIR.value:
         raise UserError('name a run directory with --workdir, e.g. --workdir=runs/demo')
     workdir = pathlib.Path(_WORKDIR.value)
+
+    from configs.defaults import field_defaults
+    from maxquery_jax.parallel import processes
+    from maxquery_jax.report.progress_plot import plot_progress
+    from maxquery_jax.train.experiment import train
+    from maxquery_jax.train.goodput import process_age_s
 
     drawn = time.monotonic()
 

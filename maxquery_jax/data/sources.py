@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -125,7 +126,7 @@ def write_phantom(
         source: the folder.
         spec: fields of `phantom.CohortSpec`; what is left out keeps its default. Empty means
             whatever cohort is there, or the default one.
-        workers: processes; None for two.
+        workers: processes; None for as many as help.
         progress: whether to print a progress line.
 
     Raises:
@@ -159,5 +160,13 @@ def write_phantom(
         line.step(case_id)
 
     if workers is None:
-        workers = min(2, os.cpu_count() or 1)
+        workers = min(2, os.cpu_count() or 1) if _is_worth_processes(cohort) else 0
     write_cohort(source, cohort, workers=workers, on_case=on_case if progress else None)
+
+
+def _is_worth_processes(cohort: CohortSpec) -> bool:
+    """Whether generating takes longer than the seconds that starting processes takes."""
+    voxels = math.prod(cohort.shape_zyx) * len(cohort.phases)
+    cases = cohort.num_train + cohort.num_val + cohort.num_test_inlier + cohort.num_test_ood
+    seconds = cases * (0.25 + 2.5e-6 * voxels)  # of one core, roughly
+    return seconds > 4

@@ -43,7 +43,8 @@ def conv3d_planes(
     """`ops.conv.conv3d`, one 2D convolution per depth tap; their sum is float32.
 
     Batch and depth are one axis inside, which the compiler could not shard by both: it would gather
-    the volume. Where the depth is split, each device exchanges halos with its neighbours itself.
+    the volume, all rows of the batch with it. Where the depth is split, each device exchanges halos
+    with its neighbours itself; if the devices do not divide it, each gathers the depth of its rows.
 
     Args:
         x: [B, D, H, W, Cin].
@@ -57,12 +58,16 @@ def conv3d_planes(
     """
     reach = kernel.shape[0] // 2
     local = functools.partial(_sum_of_planes, stride=stride, padding_w=padding_w)
-    if split is None or x.shape[1] % (split.count * stride[0]):
-        ends = [(0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)]
+    ends = [(0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)]
+    if split is None:
         return local(jnp.pad(x, ends), kernel)
-    volumes = PartitionSpec(split.rows, split.depth)
+    if x.shape[1] % (split.count * stride[0]):
+        volumes, pad = PartitionSpec(split.rows), lambda x: jnp.pad(x, ends)
+    else:
+        volumes = PartitionSpec(split.rows, split.depth)
+        pad = functools.partial(_with_halo, reach=reach, split=split)
     return jax.shard_map(
-        lambda x, kernel: local(_with_halo(x, reach, split), kernel),
+        lambda x, kernel: local(pad(x), kernel),
         in_specs=(volumes, PartitionSpec()),
         out_specs=volumes,
     )(x, kernel)

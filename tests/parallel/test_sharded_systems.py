@@ -1,14 +1,18 @@
 """Both systems on meshes of 8 virtual devices: loss, gradients, collectives, 50 steps."""
 
+import functools
 import itertools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from maxquery_jax.aot.hlo import count_collectives
-from maxquery_jax.parallel.mesh import mesh_context
+from maxquery_jax.ops.conv_planes import DepthSplit, conv3d_planes
+from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from tests.parallel.systems import SYSTEMS, first_step, train_steps
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if int(np.prod(sizes)) == 8]
@@ -87,6 +91,28 @@ def test_the_form_for_tpus_exchanges_halos_itself(one_device, sizes):
     _require_collectives('maxquery', sizes, step, len(gradients))
 
 
+def test_a_depth_that_devices_do_not_divide_is_gathered_with_its_own_rows_only():
+    mesh, split = make_mesh(4, 1, 2), DepthSplit(('data', 'fsdp'), 'spatial', 2)
+    rng = np.random.default_rng(0)
+    host = rng.standard_normal((4, 6, 5, 5, 3)).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, 3, 3, 4)).astype(np.float32)
+
+    def total(x, kernel, split=None):
+        y = conv3d_planes(x, kernel, (2, 2, 2), split=split)  # depth 6 to 3
+        return (y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)).sum()
+
+    expected = jax.grad(total, (0, 1))(host, kernel)
+    with mesh_context(mesh):
+        x = jax.device_put(host, NamedSharding(mesh, PartitionSpec(split.rows, split.depth)))
+        step = jax.jit(jax.grad(functools.partial(total, split=split), (0, 1)))
+        compiled = step.lower(x, kernel).compile()
+        found = compiled(x, kernel)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+    gathers = count_collectives(compiled.as_text())['all-gather']
+    assert gathers.num_bytes == gathers.count * host.nbytes // 4  # a row of four, whole in depth
+
+
 @pytest.mark.parametrize('devices', [2, 4, 8] if IS_LARGE else [8])
 def test_fifty_steps_agree_on_any_number_of_devices(one_device, devices):
     """Of the same global batches; rounding grows, as orders of sums differ, to at most 1e-4."""
@@ -120,7 +146,6 @@ def test_bfloat16_keeps_state_and_loss_in_float32(one_device):
 
 def test_without_mesh_and_rules_nothing_is_constrained():
     from maxquery_jax.models.partition import constrain_features
-    from maxquery_jax.parallel.mesh import make_mesh
 
     x = jax.ShapeDtypeStruct((8, 16, 4, 4, 3), np.float32)
     text = str(jax.make_jaxpr(constrain_features)(x))

@@ -5,7 +5,7 @@ patient can be drawn on any voxel grid.
 """
 
 import numpy as np
-from scipy import interpolate, ndimage
+from scipy import ndimage
 
 BSPLINE_GAIN = 3.0  # a cubic B-spline averages white noise; this restores about unit variance
 
@@ -86,6 +86,8 @@ class HeightMap:
 
     def __init__(self, points_xyz: np.ndarray):
         """Fits the surface to [n, 3] points (x, y, z) in mm."""
+        from scipy import interpolate  # half a second that every command would wait otherwise
+
         axis = np.arange(-self.reach_mm, self.reach_mm + self.step_mm, self.step_mm)
         spline = interpolate.RBFInterpolator(
             points_xyz[:, :2], points_xyz[:, 2], kernel='thin_plate_spline', smoothing=20.0
