@@ -15,6 +15,8 @@ from maxquery_jax.ops.conv_planes import DepthSplit, conv3d_planes
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from tests.parallel.systems import SYSTEMS, first_step, train_steps
 
+pytestmark = pytest.mark.integration  # whole training steps of both systems
+
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if int(np.prod(sizes)) == 8]
 FEW = [(2, 2, 2)]  # for ZePT, which compiles longest; MAXQUERY_TEST_LARGE=1 for all
 IS_LARGE = bool(os.environ.get('MAXQUERY_TEST_LARGE'))
