@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 export JAX_PLATFORMS ?= cpu
+# The tests start a hundred processes; without byte code each compiles all its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Fresh large buffers cost page faults in training on a CPU; huge pages avoid most of them.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=8589934592 \
   MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
