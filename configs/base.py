@@ -110,7 +110,7 @@ def _model() -> Config:
             'mask_prior': 0.5,  # probability that masks start at; 0.5 adds no parameter
             'threshold': 0.5,  # of the normalised anomaly maps, Eq. 8
             'box_margin': 5.0,  # voxels by which box prompts are relaxed, Tab. 5
-            'prompt_source': 'encoder',  # encoder | decoder (released code) | mask
+            'prompt_source': 'encoder',  # encoder | decoder (released code) | mask | box
             'advanced_init': 'zeros',  # zeros | normal (released code)
             'ofg': True,
             'grouping': 'hard',  # hard | soft | groupvit (Tab. 12)

@@ -221,6 +221,7 @@ VARIANTS = {
     'name_prompt': _zept(knowledge='minilm_names'),
     'prompt_of_decoder': _zept(prompt_source='decoder'),  # released code
     'prompt_of_mask': _zept(prompt_source='mask'),
+    'prompt_of_box': _zept(prompt_source='box'),  # Tab. 5
     'released': _released,
     **{f'threshold_{n}': _zept(threshold=n / 10) for n in (1, 3, 7, 9)},  # Fig. 6
     'seen_lung_kidney': _train_on('lung_tumor', 'kidney_tumor'),  # Tab. 13

@@ -1,4 +1,4 @@
-"""Flags of predict for ZePT: tumours by their texts, and the clean-up of its masks."""
+"""Flags of predict for ZePT: tumours by their texts, boxes as prompts, clean-up of its masks."""
 
 from typing import Any
 
@@ -16,6 +16,13 @@ _KNOWLEDGE = flags.DEFINE_string(
     "Further texts for --classes: a file of launch.embed_text --texts, by the model's encoder. A "
     'class of it that is no label of the model becomes a new one.',
 )
+_BOXES = flags.DEFINE_string(
+    'boxes',
+    None,
+    'ZePT: boxes as prompts in place of its own. A JSON file {"CASE": [[i0, j0, k0, i1, j1, k1], '
+    "...], ...} of half-open voxel indices along the axes of the case's file; or, with --split, "
+    'truth: the boxes of the tumours in its labels.',
+)
 _POSTPROCESS = flags.DEFINE_string(
     'postprocess',
     None,
@@ -29,5 +36,6 @@ def options() -> dict[str, Any]:
     return {
         'classes': _CLASSES.value,
         'knowledge': _KNOWLEDGE.value,
+        'boxes': _BOXES.value,
         'postprocess': _POSTPROCESS.value,
     }

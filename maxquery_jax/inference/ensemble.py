@@ -24,6 +24,7 @@ _SHARED = {
     'labels': 'labels',
     'label_map': 'label map',
     'is_nested': 'way to decide classes (a ZePT and another model do not mix)',
+    'prompt_margin': 'margin of --boxes (model.zept.box_margin)',
 }
 
 
@@ -113,6 +114,7 @@ def combine(members: Sequence[LoadedModel]) -> Ensemble:
         store=stores.pop() if len(stores) == 1 else '',
         is_nested=first.is_nested,
         texts=first.texts,
+        prompt_margin=first.prompt_margin,
         members=tuple(members),
     )
 

@@ -48,7 +48,8 @@ class LoadedModel:
     Attributes:
         forward: (params, raw tiles [b, *patch_size, P]) to (seg_logits [b, *patch_size, C]
             float32, scores name to [b, *patch_size] float32); pure, normalises by itself. C is K,
-            or the number of labels of a nested model.
+            or the number of labels of a nested model. With `prompt_margin` tiles have a channel
+            more, 1 inside the boxes that prompt the model.
         params: parameter tree.
         patch_size: (D, H, W) voxels of a tile.
         spacing_mm: (z, y, x) voxel size the network was trained at, mm.
@@ -75,6 +76,8 @@ class LoadedModel:
             with a channel per label, as ZePT's, or exclude each other.
         zept: what the queries of a ZePT stand for, else None.
         texts: class to the hash of its text, where tumours are found by texts (`zero_shot`).
+        prompt_margin: voxels by which boxes are grown, where boxes are its prompts
+            (`boxes.with_boxes`), else None.
     """
 
     forward: Forward
@@ -101,6 +104,7 @@ class LoadedModel:
     is_nested: bool = False
     zept: ZePTQueries | None = None
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompt_margin: float | None = None
     _programs: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -122,6 +126,12 @@ class LoadedModel:
     def num_logits(self) -> int:
         """C, channels of seg_logits."""
         return len(self.labels) if self.is_nested else self.num_classes
+
+    @property
+    def tile_lower(self) -> tuple[float, ...]:
+        """What air is in each channel of a tile; a prompt, which is 0 there, is the last one."""
+        prompt = () if self.prompt_margin is None else (0.0,)
+        return (*self.intensity['lower'], *prompt)
 
     @property
     def class_groups(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ record and files agree. So what a host left behind that died in the middle, or w
 over each other with different options, is never taken for finished.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ from maxquery_jax.data.raw import hash_file
 from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference import memory
+from maxquery_jax.inference.boxes import BoxSource, open_boxes, with_boxes
 from maxquery_jax.inference.cases import Case, PathLike, find_cases, find_split
 from maxquery_jax.inference.ensemble import run_splits, trained_cases
 from maxquery_jax.inference.model import LoadedModel, load_model
@@ -78,6 +80,7 @@ def predict(
     postprocess: str | None = None,
     classes: Sequence[str] | None = None,
     knowledge: PathLike | None = None,
+    boxes: PathLike | None = None,
 ) -> list[pathlib.Path]:
     """Predicts scans one after the other; a bad scan does not stop the others.
 
@@ -112,6 +115,9 @@ def predict(
         classes: tumours that a ZePT of stage II finds by their texts (Eq. 11) in place of those
             that its queries were trained for, see `inference.zero_shot`.
         knowledge: file of further texts for `classes`.
+        boxes: prompts for a ZePT of stage II in place of those that it makes itself (Tab. 5): a
+            JSON file, see `inference.boxes`; or, with `split`, 'truth' for the boxes of the tumours
+            in its labels. They are grown by the run's `model.zept.box_margin`.
 
     Returns:
         The record (X.json) of every scan of the part, skipped ones included.
@@ -124,6 +130,8 @@ def predict(
         model = load_model(model, checkpoint=checkpoint)
     if classes or knowledge:
         model = find_by_text(model, classes or (), knowledge)
+    if boxes is not None:
+        model = with_boxes(model)
     settings = _check_settings(
         model,
         scores,
@@ -137,15 +145,21 @@ def predict(
         output_types,
         postprocess,
     )
-    cases, folder = _find(model, source, output, split)
+    every, folder = _find(model, source, output, split)
+    cases = every
     if own != WHOLE:
-        total, cases = len(cases), own.take(cases, lambda case: case.name)
-        print(f'part {own}: {len(cases)} of {total} scans', flush=True)
+        cases = own.take(every, lambda case: case.name)
+        print(f'part {own}: {len(cases)} of {len(every)} scans', flush=True)
+    boxes_of = None
+    if boxes is not None:
+        place = {'store': model.store, 'is_split': split is not None}
+        boxes_of = open_boxes(boxes, every, own=cases, reading=settings.reading, **place)
+    _make_folder(folder)
     records, failures = [], []
     for number, case in enumerate(cases, start=1):
         title = f'[{number}/{len(cases)}] {case.name}'
         try:
-            records.append(_predict_unless_done(model, case, folder, settings, title))
+            records.append(_predict_unless_done(model, case, folder, settings, boxes_of, title))
         except UserError as error:
             message = ' '.join(str(error).split())
             print(f'{title}: failed: {message}', file=sys.stderr, flush=True)
@@ -208,7 +222,7 @@ def _find(
     output: PathLike | None,
     split: str | None,
 ) -> tuple[list[Case], pathlib.Path]:
-    """Finds the scans and makes the output folder."""
+    """Finds the scans and names the output folder."""
     if (source is None) == (split is None):
         raise UserError('give either --input (scans) or --split (of the training store)')
     if output is None and (split is None or model.run_dir is None):
@@ -224,14 +238,17 @@ def _find(
     if output is None:
         assert model.run_dir is not None and split is not None
         output = model.run_dir / 'predictions' / split
-    folder = pathlib.Path(output)
+    return cases, pathlib.Path(output)
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+    """Makes the output folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'--output {folder} cannot be created: {error.strerror}') from error
     if not os.access(folder, os.W_OK):
         raise UserError(f'--output {folder} cannot be written; choose another folder')
-    return cases, folder
 
 
 def _require_unseen(model: LoadedModel, cases: Sequence[Case], split: str) -> None:
@@ -245,12 +262,19 @@ def _require_unseen(model: LoadedModel, cases: Sequence[Case], split: str) -> No
 
 
 def _predict_unless_done(
-    model: LoadedModel, case: Case, folder: pathlib.Path, settings: Settings, title: str
+    model: LoadedModel,
+    case: Case,
+    folder: pathlib.Path,
+    settings: Settings,
+    boxes_of: BoxSource | None,
+    title: str,
 ) -> pathlib.Path:
     """Predicts one scan and returns its record; what the scan is to blame for is a UserError."""
     record = folder / f'{case.name}.json'
     where = case.images[0]
     try:
+        if boxes_of is not None:
+            settings = dataclasses.replace(settings, boxes=boxes_of(case))
         if not settings.overwrite and _is_finished(record, model, case, settings):
             print(f'{title}: finished before, skipped', flush=True)
             return record

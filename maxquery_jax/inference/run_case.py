@@ -18,19 +18,23 @@ from maxquery_jax.data.scan import ReadOptions
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import write_json
 from maxquery_jax.inference import memory
+from maxquery_jax.inference.boxes import Boxes, PromptedVolume, box_mask, hash_boxes
 from maxquery_jax.inference.cases import Case
 from maxquery_jax.inference.dicom_seg import require_series, write_dicom_seg
 from maxquery_jax.inference.model import LoadedModel
 from maxquery_jax.inference.postprocess import postprocess_zept
 from maxquery_jax.inference.record import FORMAT, VERSION, describe_case
 from maxquery_jax.inference.scan import Grid, read_grid, read_scan, to_file_order, to_scan_grid
-from maxquery_jax.inference.sliding_window import TilePlan, plan_tiles, predict_volume
+from maxquery_jax.inference.sliding_window import TilePlan, Volume, plan_tiles, predict_volume
 from maxquery_jax.progress import Progress, duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to predict; see `predict.predict`."""
+    """How to predict; see `predict.predict`.
+
+    `boxes` are those of one scan, along its file's axes; None where boxes are no prompts.
+    """
 
     scores: tuple[str, ...]
     step_size: float
@@ -43,11 +47,13 @@ class Settings:
     dicom_seg: bool = False
     postprocess: str | None = None
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    boxes: Boxes | None = None
 
     @property
     def decisive(self) -> dict[str, Any]:
         """Those that change the result; they stand in the record."""
-        asked = {'postprocess': self.postprocess, 'texts': dict(self.texts)}
+        boxes = None if self.boxes is None else hash_boxes(self.boxes)
+        asked = {'postprocess': self.postprocess, 'texts': dict(self.texts), 'boxes': boxes}
         return {
             'step_size': self.step_size,
             'mirror': self.mirror,
@@ -87,7 +93,7 @@ def predict_case(
     estimate = _require_memory(model, grid, case, settings, title)
     clock.lap('compile_s')
     image, hashes, warnings = read_scan(case, grid, model.spacing_mm, reading)
-    for line in [*warnings, *_note_size(case, grid, model)]:
+    for line in [*warnings, *_note_size(case, grid, model), *_note_boxes(case, settings)]:
         print(f'{title}: note: {line}', file=sys.stderr, flush=True)
     clock.lap('read_s')
 
@@ -95,8 +101,9 @@ def predict_case(
     progress = Progress(
         f'{title}:', plan.num_tiles, unit='tiles', stream=sys.stdout, is_closed_by_caller=True
     )
-    label, scores = _run_network(model, image, plan, settings, progress)
-    del image
+    volume = _with_prompt(model, image, grid, settings)
+    label, scores = _run_network(model, volume, plan, settings, progress)
+    del image, volume
     clock.lap('network_s')
     if settings.postprocess:
         label = postprocess_zept(label, model.labels, model.spacing_mm)
@@ -134,18 +141,26 @@ def predict_case(
     progress.close(_summary(findings, clock.total))
 
 
+def _with_prompt(model: LoadedModel, image: np.ndarray, grid: Grid, settings: Settings) -> Volume:
+    """The scan on the model's grid, with the mask of its boxes where they prompt the model."""
+    if model.prompt_margin is None:
+        return image
+    assert settings.boxes is not None
+    return PromptedVolume(image, box_mask(settings.boxes, grid, model.prompt_margin))
+
+
 def _run_network(
-    model: LoadedModel, image: np.ndarray, plan: TilePlan, settings: Settings, progress: Progress
+    model: LoadedModel, volume: Volume, plan: TilePlan, settings: Settings, progress: Progress
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Label and scores on the model's grid."""
     program = model.program(settings.scores, mirror=settings.mirror)
     return predict_volume(
-        image,
+        volume,
         lambda tiles: program(model.params, tiles),
         plan,
         num_classes=model.num_logits,
         score_names=settings.scores,
-        lower=model.intensity['lower'],
+        lower=model.tile_lower,
         decide=model.decide,
         batch_size=settings.batch_size,
         on_tiles=lambda tiles: progress.step(count=tiles),
@@ -159,6 +174,13 @@ def _note_size(case: Case, grid: Grid, model: LoadedModel) -> list[str]:
     shape = ' x '.join(map(str, grid.model_shape))
     path = case.images[0]
     return [f"{path}: {shape} voxels at the model's spacing, smaller than its patch; padded"]
+
+
+def _note_boxes(case: Case, settings: Settings) -> list[str]:
+    """A line if boxes prompt the model and this scan has none."""
+    if settings.boxes is None or settings.boxes:
+        return []
+    return [f'{case.images[0]}: no boxes; the queries of tumours attend to the whole scan']
 
 
 def _export(
@@ -203,7 +225,7 @@ def _require_memory(
         UserError: it is more than allowed.
     """
     program = model.program(settings.scores, mirror=settings.mirror)
-    tiles = (settings.batch_size, *model.patch_size, len(model.channels))
+    tiles = (settings.batch_size, *model.patch_size, len(model.tile_lower))
     stored = grid.header.dtype
     is_whole = stored.kind in 'iu' and grid.header.scaling is None
     network = program.memory_bytes(model.params, tiles, np.int16)
@@ -213,7 +235,7 @@ def _require_memory(
         patch_size=model.patch_size,
         num_classes=model.num_logits,
         num_scores=len(settings.scores),
-        num_channels=len(model.channels),
+        num_channels=len(model.tile_lower),
         itemsize=stored.itemsize if is_whole else 4,
         is_int16=is_whole and stored.newbyteorder('=') == np.int16,
         network_bytes=network,

@@ -19,6 +19,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +29,15 @@ from maxquery_jax.typing import Array
 
 Size = tuple[int, int, int]
 TileFunction = Callable[[np.ndarray], Array]
+
+
+class Volume(Protocol):
+    """Raw intensities [D, H, W, P] that can be cut: an array, a memory map."""
+
+    def __getitem__(self, area: Any, /) -> np.ndarray:
+        """A box of voxels, all channels."""
+        ...
+
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -115,7 +125,7 @@ def plan_tiles(shape: Sequence[int], patch_size: Sequence[int], step_size: float
 
 
 def predict_slabs(
-    volume: np.ndarray,
+    volume: Volume,
     tile_fn: TileFunction,
     plan: TilePlan,
     *,
@@ -130,7 +140,7 @@ def predict_slabs(
     """Predicts a volume and yields its slices in order as soon as they are final.
 
     Args:
-        volume: [D, H, W, P] raw intensities; anything that can be sliced (array, memory map).
+        volume: [D, H, W, P] raw intensities; anything that can be sliced.
         tile_fn: raw tiles [b, *patch, P] to weighted [b, *patch, K + S], see `TileProgram`.
         plan: from `plan_tiles(volume.shape[:3], ...)`.
         num_classes: K channels of logits, at most 256.
@@ -178,7 +188,7 @@ def predict_slabs(
 class _TileSource:
     """Reads, batches and runs the tiles of one row (equal z)."""
 
-    volume: np.ndarray
+    volume: Volume
     plan: TilePlan
     lower: np.ndarray  # [P]
     batch_size: int
@@ -285,7 +295,7 @@ def _reduce(
 
 
 def predict_volume(
-    volume: np.ndarray,
+    volume: Volume,
     tile_fn: TileFunction,
     plan: TilePlan,
     *,

@@ -83,8 +83,21 @@ def make_zept_forward(
 
 
 def run_zept(network: nn.Module, params: PyTree, tiles: Array, intensity: Mapping[str, Any]) -> Any:
-    """Outputs for raw tiles [b, D, H, W, P]."""
-    return network.apply({'params': params}, normalise_intensity(tiles, intensity), train=False)
+    """Outputs for raw tiles.
+
+    Args:
+        network: see `make_zept_forward`.
+        params: its parameters.
+        tiles: [b, D, H, W, P], or [b, D, H, W, P + 1], the last channel being 1 inside the boxes
+            that prompt it (Tab. 5).
+        intensity: window and scale per channel.
+    """
+    num_channels = len(intensity['lower'])
+    image = normalise_intensity(tiles[..., :num_channels], intensity)
+    call = {}
+    if tiles.shape[-1] == num_channels + 1:
+        call['prompt'] = tiles[..., -1] > 0
+    return network.apply({'params': params}, image, train=False, **call)
 
 
 def label_logits(mask_logits: Array, labels: Sequence[int], num_labels: int) -> Array:

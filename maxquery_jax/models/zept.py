@@ -37,7 +37,7 @@ class ZePTOutputs:
         knowledge_queries: [B, N + M, T] queries in the text space (Eq. 11).
         temperature: scalar tau of Eq. 11.
         anomaly: raw map [B, d, h, w] of each output stride (Eq. 7).
-        prompts: bool [B, d, h, w] of each output stride (Eq. 8).
+        prompts: bool [B, d, h, w] of each output stride (Eq. 8, or of boxes, Tab. 5).
         num_fundamental: N.
     """
 
@@ -86,7 +86,7 @@ class ZePT(nn.Module, kw_only=True):
         *,
         train: bool = False,
         freeze_backbone: bool = False,
-        boxes: Array | None = None,
+        prompt: Array | None = None,
     ) -> ZePTOutputs:
         """Segments a batch of patches.
 
@@ -94,8 +94,9 @@ class ZePT(nn.Module, kw_only=True):
             image: [B, D, H, W, P].
             train: grouping is noisy (stream 'dropout').
             freeze_backbone: stop gradients at the pixel features.
-            boxes: [B, M, 6] box prompts in voxels of the patch in place of the self-generated ones
-                (stage II, Tab. 5), see `ops.prompts.rasterise_boxes`.
+            prompt: [B, D, H, W] bool, voxels inside relaxed boxes (stage II, Tab. 5), in place of
+                the self-generated prompts. A sample without any voxel attends everywhere, and so
+                does every sample where `prompt_source` is 'box' and no prompt is given.
         """
         if self.stage not in (1, 2):
             raise ValueError(f'stage must be 1 or 2, got {self.stage}')
@@ -121,7 +122,7 @@ class ZePT(nn.Module, kw_only=True):
                 num_fundamental=options.num_fundamental,
             )
 
-        maps, masks = self._prompts(features, states, mask_head, boxes)
+        maps, masks = self._prompts(features, states, mask_head, prompt)
         both = QueryRefinementDecoder(options=options, name='refinement_decoder')(
             states[-1], features.encoder, masks, {s: _unit_map(m) for s, m in maps.items()}
         )
@@ -145,16 +146,18 @@ class ZePT(nn.Module, kw_only=True):
         features: PixelFeatures,
         states: tuple[Array, ...],
         mask_head: MaskHead,
-        boxes: Array | None,
+        prompt: Array | None,
     ) -> tuple[dict[int, Array], dict[int, Array]]:
-        """Anomaly maps and prompts by output stride; box prompts are their own maps."""
+        """Anomaly maps and prompts by output stride; prompts from outside are their own maps."""
         options = self.options
         if not options.qrd:
             return {}, {}
         strides = options.output_strides
         grids = {s: features.encoder[s].shape[1:4] for s in strides}
-        if boxes is not None:
-            masks = {s: self._box_prompt(boxes, features.full, grids[s]) for s in strides}
+        if prompt is None and options.prompt_source == 'box':
+            prompt = jnp.zeros(features.full.shape[:4], bool)
+        if prompt is not None:
+            masks = {s: prompts.coarsen_prompt(prompt, grids[s]) for s in strides}
             return {s: mask.astype(jnp.float32) for s, mask in masks.items()}, masks
         if options.prompt_source == 'mask':
             logits = mask_logits(mask_head(states[-1]), features.full)
@@ -168,13 +171,6 @@ class ZePT(nn.Module, kw_only=True):
                 _check_width(queries, pixels[stride], stride)
                 maps[stride] = prompts.scale_anomaly(queries, pixels[stride])
         return maps, {s: prompts.mask_prompt(m, options.threshold) for s, m in maps.items()}
-
-    def _box_prompt(self, boxes: Array, full: Array, grid: tuple[int, ...]) -> Array:
-        depth, height, width = grid
-        sd, sh, sw = (-(-n // g) for n, g in zip(full.shape[1:4], grid, strict=True))
-        return prompts.rasterise_boxes(
-            boxes, (depth, height, width), stride=(sd, sh, sw), margin=self.options.box_margin
-        )
 
     def _return(self, queries: Array, width: int) -> Array:
         """The joint update of the fundamental queries in stage I's width; zero at first."""

@@ -21,7 +21,7 @@ from maxquery_jax.models.zept_blocks import (
 from maxquery_jax.ops.prompts import attention_bias
 from maxquery_jax.typing import Array
 
-PROMPT_SOURCES = ('encoder', 'decoder', 'mask')
+PROMPT_SOURCES = ('encoder', 'decoder', 'mask', 'box')
 GROUPINGS = ('hard', 'soft', 'groupvit')
 
 
@@ -42,11 +42,14 @@ class ZePTOptions:
             learned scalar is added to the logits, so that few steps need not be spent on learning
             that most voxels are in no mask. Anomaly maps rank the same.
         threshold: of the normalised anomaly maps (Eq. 8).
-        box_margin: voxels by which box prompts are relaxed (Tab. 5).
+        box_margin: voxels by which box prompts are relaxed (Tab. 5), of the input's grid.
+            Unspecified in the paper.
         prompt_source: what the fundamental queries are compared with for Eq. 7: 'encoder' features
             of the scale, as the paper reads; 'decoder' features of the scale, as in the released
             code, whose widths must then equal the encoder's; or 'mask', stage I's mask logits at
-            full resolution, the one affinity that its losses train, averaged to the scale.
+            full resolution, the one affinity that its losses train, averaged to the scale. 'box'
+            compares nothing: stage II is trained with relaxed boxes around the tumours of the label
+            (Tab. 5) and takes boxes when it predicts; without any it attends everywhere.
         advanced_init: 'zeros' as in the paper or 'normal' as in the released code.
         ofg: object-aware feature grouping; without it, self-attention among the queries takes its
             place (MaskFormer's decoder; Tab. 4).
@@ -102,6 +105,10 @@ class ZePTOptions:
                 raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
         if not 0 < self.mask_prior < 1:
             raise ValueError(f'mask_prior must lie in (0, 1), got {self.mask_prior}')
+        if self.box_margin < 0:
+            raise ValueError(f'box_margin must not be negative, got {self.box_margin}')
+        if self.prompt_source == 'box' and not self.qrd:
+            raise ValueError("prompt_source 'box' prompts the query refinement decoder: set qrd")
 
 
 def initial_queries(module: nn.Module, shape: tuple[int, int], batch: int, init: Any) -> Array:

@@ -93,53 +93,69 @@ def attention_bias(prompt: Array) -> Array:
     return jnp.where(allowed, 0.0, -jnp.inf).astype(jnp.float32)
 
 
-def rasterise_boxes(
-    boxes: Array, shape: Triple, *, stride: Triple = (1, 1, 1), margin: float = 0.0
-) -> Array:
+def coarsen_prompt(prompt: Array, grid: Sequence[int]) -> Array:
+    """Prompt of a coarser scale: a cell is inside if any of its voxels is (ZePT Tab. 5).
+
+    Args:
+        prompt: [B, D, H, W] bool.
+        grid: (d, h, w) of the scale; cells have ceil(D / d) voxels along z, so that they begin at
+            the first voxel and cover the last one.
+
+    Returns:
+        [B, d, h, w] bool.
+    """
+    size = prompt.shape[1:]
+    cells = [-(-n // g) for n, g in zip(size, grid, strict=True)]
+    after = [c * g - n for c, g, n in zip(cells, grid, size, strict=True)]
+    padded = jnp.pad(prompt, [(0, 0), *((0, n) for n in after)])
+    (d, h, w), (cd, ch, cw) = grid, cells
+    return jnp.any(padded.reshape(-1, d, cd, h, ch, w, cw), axis=(2, 4, 6))
+
+
+def rasterise_boxes(boxes: Array, shape: Triple, *, margin: float = 0.0) -> Array:
     """Prompt of relaxed 3D boxes (ZePT Tab. 5): voxels that touch a box grown by a margin.
 
     Args:
-        boxes: [B, M, 6] (z0, y0, x0, z1, y1, x1), half-open, in voxels of the input. A box of no
-            extent along some axis is padding.
-        shape: (d, h, w) of the prompt.
-        stride: input voxels per voxel of the prompt along each axis.
-        margin: input voxels added on every side.
+        boxes: [B, M, 6] (z0, y0, x0, z1, y1, x1), half-open, in voxels. A box of no extent along
+            some axis is padding.
+        shape: (D, H, W) of the prompt.
+        margin: voxels added on every side.
 
     Returns:
-        [B, d, h, w] bool, the union of a sample's boxes.
+        [B, D, H, W] bool, the union of a sample's boxes.
     """
     boxes = boxes.astype(jnp.float32)
     low, high = boxes[..., :3], boxes[..., 3:]
     is_box = jnp.all(high > low, axis=-1)  # [B, M]
     inside = []
-    for axis, (size, step) in enumerate(zip(shape, stride, strict=True)):
-        start = jnp.arange(size, dtype=jnp.float32)[None, None] * step
+    for axis, size in enumerate(shape):
+        start = jnp.arange(size, dtype=jnp.float32)[None, None]
         first, last = low[..., axis, None] - margin, high[..., axis, None] + margin
-        inside.append((start < last) & (start + step > first))  # [B, M, size]
+        inside.append((start < last) & (start + 1 > first))  # [B, M, size]
     z, y, x = inside
     each = z[:, :, :, None, None] & y[:, :, None, :, None] & x[:, :, None, None, :]
     return jnp.any(each & is_box[:, :, None, None, None], axis=1)
 
 
-def boxes_from_mask(mask: np.ndarray, max_boxes: int) -> np.ndarray:
+def boxes_from_mask(mask: np.ndarray) -> np.ndarray:
     """Bounding boxes of the connected components of a mask; on the host, not for jit.
 
     Args:
         mask: [D, H, W] bool; components are 26-connected.
-        max_boxes: M; of more components the largest (by voxels) are kept.
 
     Returns:
-        [M, 6] int32 boxes for `rasterise_boxes`, largest component first; rows left are zero.
+        [M, 6] int64 boxes as `rasterise_boxes` takes them, one per component.
     """
-    components = np.zeros(mask.shape, np.int32)
-    ndimage.label(mask, structure=np.ones((3, 3, 3)), output=components)
-    sizes = np.bincount(components.ravel())[1:]
-    found = ndimage.find_objects(components)
-    boxes = np.zeros((max_boxes, 6), np.int32)
-    for row, index in enumerate(np.argsort(-sizes, kind='stable')[:max_boxes]):
-        slices = found[index]
-        boxes[row] = [s.start for s in slices] + [s.stop for s in slices]
-    return boxes
+    whole = ndimage.find_objects(mask.astype(np.uint8))
+    if not whole:
+        return np.zeros((0, 6), np.int64)
+    # Only the part that holds them all is labelled: four bytes per voxel of a scan would be much.
+    start = np.array([s.start for s in whole[0]])
+    components = np.zeros(mask[whole[0]].shape, np.int32)
+    ndimage.label(mask[whole[0]], structure=np.ones((3, 3, 3)), output=components)
+    found = [[(s.start, s.stop) for s in each] for each in ndimage.find_objects(components)]
+    ends = np.array(found).transpose(0, 2, 1) + start  # [M, 2, 3]
+    return ends.reshape(-1, 6)
 
 
 def boxes_from_labels(label: Array, classes: Sequence[int]) -> Array:

@@ -57,7 +57,8 @@ class Run:
         seed: of the run.
         fold: that validates, `NO_FOLD` without cross-validation.
         path: run directory.
-        stages: name to optimiser steps of the stages that it trains itself.
+        stages: name to optimiser steps of the stages that it trains itself; none where it only
+            predicts otherwise than the run it takes them from.
         taken: (run directory, stage, optimiser steps) of the stages it takes over, in order.
         config: of the whole variant; `run_config` makes the run's own of it.
     """
@@ -74,6 +75,11 @@ class Run:
     def group(self) -> tuple[int, int]:
         """Runs of one group may share stages, so they stay on one host."""
         return self.seed, self.fold
+
+    @property
+    def model_path(self) -> pathlib.Path:
+        """Run directory of the model that it predicts with."""
+        return self.path if self.stages else self.taken[-1][0]
 
     @property
     def cohort(self) -> str:
@@ -168,7 +174,7 @@ def run_config(run: Run, study: Study, store: str = '') -> Config:
     if store and not config.data.store and not config.data.stores:
         config.data.store = store
     config.stages = tuple(run.stages)
-    if run.taken:
+    if run.taken and run.stages:
         path, stage, _ = run.taken[-1]
         config[config.stages[0]].init_from = f'{path}:{stage}'
     return config.lock()
@@ -234,7 +240,9 @@ def _count_shared(study: Study, configs: Mapping[str, Config], name: str) -> int
     where = f'study {study.name}: {name} shares from {source}'
     if not count:
         raise UserError(f'{where}, but their first stages differ; share from another or from none')
-    if count == len(ours.stages):
+    variant = study.variants[name]
+    is_other_prediction = variant.predict != study.variants[source].predict
+    if count == len(ours.stages) and not (is_other_prediction and count == len(theirs.stages)):
         raise UserError(
             f'{where} and has no stage of its own; let {source} share from {name} instead'
         )

@@ -42,6 +42,8 @@ def ensemble_splits(study: Study, variant: str) -> tuple[str, ...]:
 def is_finished(study: Study, run: Run) -> bool:
     """Whether a run was trained, and predicted and evaluated with every score of the tables."""
     splits = run_splits(study, run)
+    if not splits and not run.stages:
+        return run.is_ready
     if not splits:  # trained for others only, or as a member of an ensemble
         stage, steps = list(run.stages.items())[-1]
         return (run.path / 'checkpoints' / stage / str(steps)).is_dir()

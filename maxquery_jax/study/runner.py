@@ -183,24 +183,31 @@ def _finish(study: Study, job: _Job) -> None:
     """Brings one run to its end."""
     run, title = job.run, job.title
     _follow_move(run, job.config)
+    options = dict(study.variants[run.variant].predict)
     if is_finished(study, run):
         _require_same_config(job)
+        _require_same_options(run, options)
         print(f'{title}: finished before', flush=True)
         return
     started = time.perf_counter()
     print(f'{title}: starts', flush=True)
     is_fresh = not (run.path / CONFIG).is_file()
-    _share_cache(run.path)
-    train(job.config, run.path, defaults=job.defaults)
+    if run.stages:
+        _share_cache(run.path)
+        train(job.config, run.path, defaults=job.defaults)
+    else:  # what `evaluate` reads of a run: where the truth is
+        source = read_json(run.model_path / 'manifest.json', fix='restore the file')
+        write_json(run.path / 'manifest.json', source)
     trained = time.perf_counter()
-    model = load_model(run.path)
+    model = load_model(run.model_path)
     for split in run_splits(study, run):
         _evaluate(study, run.variant, run.path, model, split)
     now = time.perf_counter()
     measured = stage_seconds(run.path)
     in_steps = sum(measured.get(stage, 0.0) * steps for stage, steps in run.stages.items())
     besides = {'besides_steps_s': now - started - in_steps if is_fresh else now - trained}
-    record = {'parameters': sum(leaf.size for leaf in jax.tree.leaves(model.params))}
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    record = {'parameters': parameters, 'predict': options}
     write_json(run.path / RECORD, besides | read_record(run.path) | record)
     jax.clear_caches()  # compiled programs of one run are of no use to the next
     print(f'{title}: {now - started:.0f} s', flush=True)
@@ -212,7 +219,8 @@ def _evaluate(
     """Predicts and evaluates a split with all scores of the tables, and those it had before."""
     before = stored_scores(summary_path(folder, split))
     scores = list(dict.fromkeys((*before, *study.scores_of(variant)))) or None
-    predict(model, output=folder / 'predictions' / split, split=split, scores=scores)
+    options = study.variants[variant].predict
+    predict(model, output=folder / 'predictions' / split, split=split, scores=scores, **options)
     evaluate(model=folder, split=split)
 
 
@@ -228,7 +236,7 @@ def _run_ensemble(study: Study, members: Sequence[Run]) -> None:
         if not is_mine:
             return
         print(f'{variant} seed {members[0].seed}: ensemble of {len(members)} folds', flush=True)
-        model = load_ensemble([run.path for run in members])
+        model = load_ensemble([run.model_path for run in members])
         # What `evaluate` reads of a run: where the truth is.
         names = [run.path.name for run in members]
         record = {'format': 'maxquery_jax/ensemble', 'store': model.store, 'members': names}
@@ -260,11 +268,23 @@ def _claim(run_dir: pathlib.Path) -> Iterator[bool]:
 
 def _require_same_config(job: _Job) -> None:
     """Raises UserError if a finished run was trained with another config."""
+    if not job.run.stages:
+        return
     folder = RunDir(job.run.path)
     try:
         folder.write_config(json.loads(job.config.to_json_best_effort()), job.defaults)
     finally:
         folder.close()
+
+
+def _require_same_options(run: Run, options: Mapping[str, Any]) -> None:
+    """Raises UserError if a finished run was predicted with other options."""
+    before = read_record(run.path).get('predict', {})
+    if before != options:
+        raise UserError(
+            f'{run.path} was predicted with {before}, the study now says {dict(options)}; give the '
+            'variant another name, or delete the predictions and summaries of this run'
+        )
 
 
 def _follow_move(run: Run, config: Config) -> None:

@@ -9,6 +9,7 @@ from maxquery_jax.errors import UserError
 from maxquery_jax.study.columns import Column, parse_column
 
 SPLITS = ('test', 'val')
+PREDICT_OPTIONS = ('boxes', 'mirror', 'postprocess', 'step_size')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +21,15 @@ class Variant:
         words: variants of the experiment, after those of the study.
         share: variant whose first stages are taken over instead of being trained again; '' none.
         overrides: dotted field of the config to value.
+        predict: options of `inference.predict.predict`, some of `PREDICT_OPTIONS`. A variant that
+            differs from the one it shares from in these alone trains nothing.
     """
 
     name: str
     words: str = ''
     share: str = ''
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    predict: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +124,12 @@ def parse_study(data: Mapping[str, Any]) -> Study:
         _require_fields({'name': name, **fields}, Variant, f'{where}, variant {name!r}')
         if not name or not all(char.isalnum() or char in '_.-' for char in name):
             raise UserError(f'{where}: variant {name!r} cannot name a folder; use a-z, 0-9 and _')
+        for option in fields.get('predict', {}):
+            if option not in PREDICT_OPTIONS:
+                raise UserError(
+                    f'{where}: variant {name!r} predicts with {option!r}: choose from '
+                    f'{", ".join(PREDICT_OPTIONS)}'
+                )
         variants[name] = Variant(name, **fields)
     for name, variant in variants.items():
         if variant.share and variant.share not in variants:

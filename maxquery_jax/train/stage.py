@@ -161,7 +161,7 @@ def build_stage(
         objective,
         accumulate=cfg.accumulate,
         frozen_steps=cfg.optim.frozen_epochs * cfg.steps_per_epoch,
-        with_label=_is_synthesis(cfg),
+        model_inputs=_make_model_inputs(cfg, config, manifest),
     )
     return Stage(
         name=name,
@@ -194,6 +194,15 @@ def _refuse_partial_synthesis(name: str, cfg: Config, is_partial: bool) -> None:
             f'{name}: synthcp synthesises images from complete labels; give stores that annotate '
             'every class'
         )
+
+
+def _make_model_inputs(cfg: Config, config: Config, manifest: Manifest) -> steps.ModelInputs:
+    """What the model of a stage is called with beside the image."""
+    if _is_synthesis(cfg):
+        return lambda truth: {'label': truth['label']}
+    if zept_stage.is_box_prompted(cfg, config):
+        return zept_stage.make_box_prompt(config, manifest)
+    return steps.image_alone
 
 
 def _make_masks(cfg: Config, config: Config, manifest: Manifest) -> steps.Masks:
@@ -243,8 +252,10 @@ def count_flops(config: Config, stage: Stage, manifest: Manifest) -> float:
     image = jax.ShapeDtypeStruct((1, *stage.patch_size, len(manifest.channels)), jnp.float32)
     label = jax.ShapeDtypeStruct((1, *stage.patch_size), jnp.int32)
 
+    model_inputs = _make_model_inputs(stage.config, config, manifest)
+
     def loss(params, image, label):
-        call = {'label': label} if _is_synthesis(stage.config) else {}
+        call = model_inputs({'label': label})
         outputs = model.apply(
             {'params': params}, image, train=True, rngs={'dropout': jax.random.key(0)}, **call
         )

@@ -22,6 +22,14 @@ Objective = Callable[..., tuple[Array, Metrics]]
 Gradients = Callable[..., tuple[PyTree, Metrics]]
 """`gradients(state, image, truth, key)`, truth being what the batch holds beside the image."""
 Augment = Callable[[Batch, Array], Batch]
+ModelInputs = Callable[[Batch], dict[str, Any]]
+"""What a batch holds beside the image to what the model is called with beside the image."""
+
+
+def image_alone(truth: Batch) -> dict[str, Any]:
+    """`ModelInputs` of a model that sees nothing of the truth."""
+    del truth
+    return {}
 
 
 class AugmentStep:
@@ -63,7 +71,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     frozen_steps: int = 0,
-    with_label: bool = False,
+    model_inputs: ModelInputs = image_alone,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Builds `step(state, batch, key) -> (state, metrics)`.
 
@@ -82,9 +90,9 @@ def make_train_step(
             [B, K], to (loss, metrics).
         accumulate: micro-batches per step; divides the batch size.
         frozen_steps: steps in which the model is called with `freeze_backbone=True`.
-        with_label: whether the model is called with `label=` too.
+        model_inputs: further keyword arguments of the model, from the truth.
     """
-    gradients = _make_gradients(model, objective, with_label)
+    gradients = _make_gradients(model, objective, model_inputs)
     if frozen_steps:
         gradients = _freeze_at_first(gradients, frozen_steps)
     if accumulate > 1:
@@ -109,15 +117,13 @@ def make_train_step(
     return step
 
 
-def _make_gradients(model: nn.Module, objective: Objective, with_label: bool) -> Gradients:
+def _make_gradients(model: nn.Module, objective: Objective, model_inputs: ModelInputs) -> Gradients:
     """Gradients and metrics of a batch."""
 
     def gradients(state: TrainState, image: Array, truth: Batch, key: Array, **call):
-        if with_label:
-            call['label'] = truth['label']
-
         image = constrain(image, axes.VOLUME)
         truth = truth | {'label': constrain(truth['label'], axes.VOLUME[:-1])}
+        call |= model_inputs(truth)
 
         def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
             outputs = model.apply(

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from maxquery_jax.baselines.universal import universal_objective
 from maxquery_jax.data.store import Manifest
+from maxquery_jax.losses.masks import UNSEEN
 from maxquery_jax.losses.zept import zept_objective
 from maxquery_jax.models.build import ZEPT_STAGES
+from maxquery_jax.ops.prompts import boxes_from_labels, rasterise_boxes
 from maxquery_jax.text.embeddings import KnowledgeEmbeddings, load_embeddings, save_embeddings
 from maxquery_jax.train.query_table import (
     QueryTable,
@@ -17,8 +19,8 @@ from maxquery_jax.train.query_table import (
     query_hosts,
     query_names,
 )
-from maxquery_jax.train.steps import Objective
-from maxquery_jax.typing import Config
+from maxquery_jax.train.steps import ModelInputs, Objective
+from maxquery_jax.typing import Batch, Config
 
 KNOWLEDGE_FILE = 'knowledge.safetensors'
 """Of a run: the embeddings that it was trained with, so that it can be moved and outlive them."""
@@ -58,6 +60,36 @@ def keep_knowledge(config: Config, folder: pathlib.Path) -> None:
 def query_table(config: Config, manifest: Manifest) -> QueryTable:
     """The queries of an experiment beside the classes of its store."""
     return build_query_table(config.model.zept, manifest.labels, manifest.contains)
+
+
+def is_box_prompted(cfg: Config, config: Config) -> bool:
+    """Whether a stage is trained with boxes around the tumours of the label (ZePT Tab. 5)."""
+    return cfg.objective == 'zept_stage2' and config.model.zept.prompt_source == 'box'
+
+
+def make_box_prompt(config: Config, manifest: Manifest) -> ModelInputs:
+    """`prompt=` of ZePT from the label: a relaxed box per annotated tumour class of a patch.
+
+    All lesions of a class in a patch share one box, so that shapes are fixed; prediction takes a
+    box per lesion. A patch without a tumour has an empty prompt, and attends everywhere.
+
+    Args:
+        config: the experiment.
+        manifest: of the store.
+
+    Returns:
+        A function of the truth (label [B, D, H, W]) to {'prompt': [B, D, H, W] bool}.
+    """
+    table, margin = query_table(config, manifest), float(config.model.zept.box_margin)
+    seen = tuple(c for c in table.classes[table.num_fundamental :] if c != UNSEEN)
+
+    def box_prompt(truth: Batch) -> dict[str, Any]:
+        label = truth['label']
+        depth, height, width = label.shape[1:]
+        boxes = boxes_from_labels(label, seen)
+        return {'prompt': rasterise_boxes(boxes, (depth, height, width), margin=margin)}
+
+    return box_prompt
 
 
 def make_objective(cfg: Config, config: Config, manifest: Manifest) -> Objective:

@@ -11,6 +11,7 @@ import pytest
 
 from configs import zept
 from maxquery_jax.errors import UserError
+from maxquery_jax.inference.boxes import hash_boxes
 from maxquery_jax.inference.model import load_model
 from maxquery_jax.inference.predict import predict
 from maxquery_jax.report.evaluate import evaluate, evaluate_part
@@ -143,6 +144,16 @@ def test_the_command_takes_classes_texts_and_postprocess(run, tmp_path, python):
     assert set(np.unique(mask).tolist()) <= predicted and 'postprocess_s' in content['timings']
     done = processes.run([*command, '--classes=coln_tumour', '--overwrite'], cwd=ROOT)
     assert done.returncode == 2 and 'did you mean' in done.stderr, done.stderr
+
+
+def test_the_command_takes_boxes_of_the_labels(run, tmp_path, python):
+    """Of a run that was trained on its own prompts."""
+    flags = [f'--model={run}', '--boxes=truth', '--split=val', f'--output={tmp_path}/out']
+    done = processes.run([python, '-m', 'launch.predict', *flags], cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / 'out').glob('*.json')
+    boxes = json.loads(record.read_text())['settings']['boxes']
+    assert boxes not in ('', hash_boxes([])) and 'no boxes' not in done.stderr
 
 
 def test_universal_model_trains_and_predicts(run, tmp_path):

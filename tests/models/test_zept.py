@@ -220,17 +220,44 @@ def check_neighbours(run, params, image):
     np.testing.assert_allclose(one.mask_logits[0], two.mask_logits[0], rtol=1e-4, atol=1e-5)
 
 
-def test_box_prompts_take_the_place_of_the_anomaly_maps(params, image):
-    variables, run = {'params': params}, jit(build(box_margin=0.0).apply)
-    one = run(variables, image, boxes=jnp.asarray([[[0, 0, 0, 2, 4, 4]], [[0] * 6]]))
-    assert one.prompts[2][0].sum() == 4
+def masks_of(*boxes):
+    """A sample [D, H, W] for each box (z0, y0, x0, z1, y1, x1); None for no voxel."""
+    masks = np.zeros((len(boxes), *SHAPE), bool)
+    for mask, box in zip(masks, boxes, strict=True):
+        if box:
+            mask[tuple(slice(*ends) for ends in zip(box[:3], box[3:], strict=True))] = True
+    return masks
+
+
+def test_box_prompts_take_the_place_of_the_anomaly_maps(params, image, run):
+    prompted = jit(lambda v, x, prompt: build().apply(v, x, prompt=prompt))
+    variables = {'params': params}
+    one = prompted(variables, image, masks_of((1, 2, 0, 2, 4, 3), None))
+    expected = np.zeros((2, 4, 4), bool)
+    expected[0, 1, :2] = True  # cells of 2 x 2 x 2
+    np.testing.assert_array_equal(one.prompts[2][0], expected)
+    np.testing.assert_array_equal(one.anomaly[2][0], expected)
     assert not one.prompts[2][1].any()  # attends everywhere
     assert np.isfinite(one.mask_logits).all()
-    two = run(variables, image, boxes=jnp.asarray([[[0, 4, 4, 4, 8, 8]], [[0, 0, 0, 4, 8, 8]]]))
-    differs = (np.asarray(one.tumour_logits) != np.asarray(two.tumour_logits)).any(
-        axis=(1, 2, 3, 4)
+    two = prompted(variables, image, masks_of((0, 4, 4, 4, 8, 8), (0, 0, 0, 4, 8, 8)))
+    assert differing(one, two) == [True, False]
+    assert differing(one, run(variables, image)) == [True, True]
+
+
+def differing(one, two):
+    """Whether a sample's tumours are others; rounding is not."""
+    gap = np.abs(np.asarray(one.tumour_logits) - np.asarray(two.tumour_logits))
+    return (gap.max(axis=(1, 2, 3, 4)) > 1e-3).tolist()
+
+
+def test_a_network_of_boxes_without_any_attends_everywhere(params, image):
+    run = jit(build(prompt_source='box').apply)
+    outputs = run({'params': params}, image)
+    assert set(outputs.prompts) == {2} and not outputs.prompts[2].any()
+    everywhere = jit(lambda p, x, m: build().apply({'params': p}, x, prompt=m))(
+        params, image, np.ones((2, *SHAPE), bool)
     )
-    np.testing.assert_array_equal(differs, [True, False])
+    assert differing(outputs, everywhere) == [False, False]
 
 
 def shapes_of(model, image):
@@ -287,6 +314,10 @@ def test_decoder_prompts_need_equal_widths(image):
 def test_bad_choices(image):
     with pytest.raises(ValueError, match='grouping must be one of'):
         ZePTOptions(grouping='medium')
+    with pytest.raises(ValueError, match='box_margin must not be negative, got -1'):
+        ZePTOptions(box_margin=-1)
+    with pytest.raises(ValueError, match="prompt_source 'box' prompts the query refinement"):
+        ZePTOptions(prompt_source='box', qrd=False)
     with pytest.raises(ValueError, match='stage must be 1 or 2'):
         abstract_params(build(stage=3), image)
 

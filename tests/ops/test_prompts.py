@@ -71,18 +71,16 @@ def test_attention_bias_and_its_fallback():
     assert np.isfinite(jax.nn.softmax(bias, axis=-1)).all()
 
 
-@pytest.mark.parametrize(('stride', 'margin'), [((1, 1, 1), 0), ((1, 2, 2), 0), ((2, 2, 4), 1.5)])
-def test_boxes_match_loop(stride, margin):
-    full = (4, 8, 8)
-    shape = tuple(n // s for n, s in zip(full, stride, strict=True))
+@pytest.mark.parametrize('margin', [0, 1, 1.5])
+def test_boxes_match_loop(margin):
+    shape = (4, 8, 8)
     boxes = np.array([[[1, 2, 3, 2, 5, 6], [0, 0, 0, 0, 0, 0]], [[3, 7, 0, 4, 8, 1]] * 2])
-    result = prompts.rasterise_boxes(jnp.asarray(boxes), shape, stride=stride, margin=margin)
+    result = prompts.rasterise_boxes(jnp.asarray(boxes), shape, margin=margin)
     expected = np.zeros((2, *shape), bool)
     for b, z, y, x in np.ndindex(2, *shape):
         for box in boxes[b]:
             touches = [
-                i * s < box[3 + a] + margin and (i + 1) * s > box[a] - margin
-                for a, (i, s) in enumerate(zip((z, y, x), stride, strict=True))
+                i < box[3 + a] + margin and i + 1 > box[a] - margin for a, i in enumerate((z, y, x))
             ]
             expected[b, z, y, x] |= all(touches) and box.any()
     np.testing.assert_array_equal(result, expected)
@@ -92,15 +90,29 @@ def test_no_boxes_prompt_nothing():
     assert not prompts.rasterise_boxes(jnp.zeros((1, 2, 6)), SHAPE, margin=3).any()
 
 
-def test_boxes_from_mask_are_the_components_largest_first():
+@pytest.mark.parametrize('grid', [(4, 9, 5), (2, 3, 5), (1, 1, 1), (3, 4, 2)])
+def test_coarse_prompts_match_loop(grid):
+    """Grids that divide the input, and one whose last cells reach beyond it."""
+    mask = np.random.default_rng(4).random((3, 4, 9, 5)) < 0.1
+    mask[2] = False
+    mask[1, -1, -1, -1] = True
+    cells = [-(-n // g) for n, g in zip(mask.shape[1:], grid, strict=True)]
+    expected = np.zeros((3, *grid), bool)
+    for b, *voxel in np.argwhere(mask):
+        expected[(b, *(v // c for v, c in zip(voxel, cells, strict=True)))] = True
+    found = prompts.coarsen_prompt(jnp.asarray(mask), grid)
+    np.testing.assert_array_equal(found, expected)
+    assert expected[:2].any() and not expected[2].any()
+
+
+def test_boxes_from_mask_are_the_components():
     mask = np.zeros((5, 6, 7), bool)
-    mask[0, 0, 0] = True
+    mask[0, 1, 1] = True
     mask[2:4, 1:3, 2:6] = True
     mask[4, 3, 6] = True  # touches the block by a corner
-    boxes = prompts.boxes_from_mask(mask, 3)
-    np.testing.assert_array_equal(boxes, [[2, 1, 2, 5, 4, 7], [0, 0, 0, 1, 1, 1], [0] * 6])
-    np.testing.assert_array_equal(prompts.boxes_from_mask(mask, 1), boxes[:1])
-    assert not prompts.boxes_from_mask(np.zeros_like(mask), 2).any()
+    boxes = prompts.boxes_from_mask(mask)
+    assert sorted(boxes.tolist()) == [[0, 1, 1, 1, 2, 2], [2, 1, 2, 5, 4, 7]]
+    assert prompts.boxes_from_mask(np.zeros_like(mask)).shape == (0, 6)
     covered = prompts.rasterise_boxes(jnp.asarray(boxes)[None], mask.shape)
     assert np.asarray(covered)[0][mask].all()
 
@@ -159,6 +171,11 @@ def test_boxes_from_labels_match_loops_under_jit_and_vmap(sparse_labels):
         np.testing.assert_array_equal(box(sparse_labels[b : b + 1], CLASSES)[0], expected[b])
 
 
+def box_of(mask):
+    """Of a mask in one piece; zeros for an empty one."""
+    return [*prompts.boxes_from_mask(mask).tolist(), [0] * 6][0]
+
+
 def test_box_of_a_single_lesion_is_that_of_its_mask():
     label = np.zeros((2, *BOX_SHAPE), np.int32)
     label[0, 1:4, 0:2, 5:6] = 7
@@ -166,9 +183,7 @@ def test_box_of_a_single_lesion_is_that_of_its_mask():
     label[1, 3, 4, 5] = 3
     boxes = np.asarray(box(label, CLASSES))
     for b, m in np.ndindex(2, 3):
-        np.testing.assert_array_equal(
-            boxes[b, m], prompts.boxes_from_mask(label[b] == CLASSES[m], 1)[0]
-        )
+        np.testing.assert_array_equal(boxes[b, m], box_of(label[b] == CLASSES[m]))
     covered = np.asarray(rasterise(boxes, shape=BOX_SHAPE))
     np.testing.assert_array_equal(covered, np.isin(label, CLASSES))
 

@@ -14,6 +14,7 @@ from configs.studies import (
     maxquery_table4,
     zept_all,
     zept_table1,
+    zept_table5,
 )
 from maxquery_jax.errors import UserError
 from maxquery_jax.study.plan import plan, run_config, take_part
@@ -22,7 +23,7 @@ from tests.study.study_helper import study, table, tiny_config
 
 TABLES = (maxquery_table1, maxquery_table2, maxquery_table3, maxquery_table4)
 MAXQUERY = (*TABLES, maxquery_appendix, maxquery_ablation, maxquery_all, first_light)
-STUDIES = (*MAXQUERY, zept_all, zept_table1)
+STUDIES = (*MAXQUERY, zept_all, zept_table1, zept_table5)
 
 
 def make(variants, **fields):
@@ -57,7 +58,7 @@ def test_shipped_studies_never_train_a_stage_twice(module, tmp_path):
         assert {(path, stage) for path, stage, _ in run.taken} <= before
         config = run_config(run, spec)
         assert tuple(config.stages) == tuple(run.stages)
-        if run.taken:
+        if run.taken and run.stages:
             path, stage, _ = run.taken[-1]
             assert config[config.stages[0]].init_from == f'{path}:{stage}'
 
@@ -85,6 +86,7 @@ def test_a_chain_is_run_from_its_beginning(tmp_path):
     ('variant', 'message'),
     [
         ({'share': 'qd'}, 'no stage of its own'),
+        ({'share': 'qd', 'predict': {}}, 'no stage of its own'),
         (
             {'words': 'nnunet_longer', 'share': 'qd', 'overrides': {'data.batch_size': 1}},
             'batch_size',
@@ -98,6 +100,17 @@ def test_a_chain_is_run_from_its_beginning(tmp_path):
 def test_what_cannot_be_planned_is_a_user_error(variant, message, tmp_path):
     with pytest.raises(UserError, match=message):
         plan(make({'qd': {}, 'b': variant}), tiny_config, tmp_path)
+
+
+def test_a_variant_may_differ_in_how_it_predicts_alone(tmp_path):
+    boxes = {'share': 'qd', 'predict': {'mirror': True}}
+    run = by_name(plan(make({'qd': {}, 'b': boxes}), tiny_config, tmp_path))['b']
+    assert not run.stages and run.model_path == tmp_path / 'qd/seed0'
+    assert [stage for _, stage, _ in run.taken] == ['pretrain', 'finetune']
+    assert not run.is_ready and run_config(run, make({'qd': {}})).stages == ()
+    fewer = {'words': 'nnunet', **boxes}  # the model would be that of another stage
+    with pytest.raises(UserError, match='no stage of its own'):
+        plan(make({'qd': {}, 'b': fewer}), tiny_config, tmp_path)
 
 
 def test_a_decoder_may_differ_behind_a_shared_backbone_but_not_in_a_shared_stage(tmp_path):
@@ -175,6 +188,7 @@ def test_bad_parts_are_user_errors(part, tmp_path):
         ({'variants': {'a': {'share': 'z'}}}, "'z', which is not there"),
         ({'variants': {'a': {}, 'b': {}}}, "no table shows variant 'b'"),
         ({'variants': {'a/b': {}}}, 'cannot name a folder'),
+        ({'variants': {'a': {'predict': {'box': 'truth'}}}}, "'a' predicts with 'box': choose"),
         ({'tables': ()}, 'tables'),
         ({'tables': (table(columns=('roc',)),)}, "no column 'roc'"),
         ({'tables': (table(columns=('auroc/cyst/kidney',)),)}, 'region'),

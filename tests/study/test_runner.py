@@ -47,6 +47,7 @@ class Fakes:
         folder = RunDir(path)
         folder.write_config(json.loads(config.to_json_best_effort()), defaults)
         folder.close()
+        (path / 'manifest.json').write_text(json.dumps({'store': 'S'}))
         for stage in config.stages:
             step = path / 'checkpoints' / stage / '2'
             if not step.is_dir():
@@ -60,8 +61,9 @@ class Fakes:
         members = '+'.join(path.name for path in paths)
         return types.SimpleNamespace(params=(), store='S', path=members)
 
-    def predict(self, model, output, split, scores):
-        self.note(f'{self.name(output.parent.parent)} predict {split} {",".join(scores)}')
+    def predict(self, model, output, split, scores, **options):
+        words = [','.join(scores), *(f'{k}={v}' for k, v in options.items())]
+        self.note(f'{self.name(output.parent.parent)} predict {split} {" ".join(words)}')
         (output / 'done').parent.mkdir(parents=True, exist_ok=True)
         (output / 'done').write_text(json.dumps([str(model.path), scores]))
 
@@ -177,6 +179,30 @@ def test_a_study_that_needs_another_score_only_predicts_again(fakes, tmp_path):
     assert fakes.calls()[before:] == ['qd/seed0 predict test s,t', 'qd/seed0 evaluate test']
     run(make_study(), tmp_path / 'w')
     assert len(fakes.calls()) == before + 2
+
+
+def test_a_variant_that_only_predicts_otherwise(fakes, tmp_path):
+    def spec(**predict):
+        variants = {'qd': {}, 'boxed': {'share': 'qd', 'predict': predict}}
+        rows = tuple({'title': name, 'variant': name, 'score': 's'} for name in variants)
+        return parse_study(study(seeds=(0,), variants=variants, tables=(table(rows=rows),)))
+
+    fakes.fail['boxed/seed0 predict test s boxes=truth'] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(spec(boxes='truth'), tmp_path / 'w')
+    assert run(spec(boxes='truth'), tmp_path / 'w') == []
+    again = ['boxed/seed0 predict test s boxes=truth', 'boxed/seed0 evaluate test']
+    assert fakes.calls() == [*ALL[:4], again[0], *again]
+    done = json.loads((tmp_path / 'w/boxed/seed0/predictions/test/done').read_text())
+    assert done[0] == str(tmp_path / 'w/qd/seed0')  # the model
+    assert json.loads((tmp_path / 'w/boxed/seed0/manifest.json').read_text()) == {'store': 'S'}
+    assert not (tmp_path / 'w/boxed/seed0/config.json').exists()
+    runs = runner.plan(spec(boxes='truth'), tiny_config, tmp_path / 'w')
+    assert set(load(spec(boxes='truth'), runs, ('test',))) == {'qd', 'boxed'}
+    run(spec(boxes='truth'), tmp_path / 'w')
+    assert len(fakes.calls()) == 7
+    (failed,) = run(spec(mirror=True), tmp_path / 'w')
+    assert "was predicted with {'boxes': 'truth'}, the study now says {'mirror': True}" in failed
 
 
 def test_parts_of_two_hosts_do_everything_once(fakes, tmp_path):
