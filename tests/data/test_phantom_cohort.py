@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from maxquery_jax.data import sources
 from maxquery_jax.data.datasets.decathlon import read_decathlon
 from maxquery_jax.data.datasets.phantom import (
     AnnotatedGroup,
@@ -220,3 +221,13 @@ def test_fewer_organs_and_tumours(tmp_path):
 def test_unknown_organs_and_tumours(fields, message):
     with pytest.raises(UserError, match=f'phantom {message}: .* is not'):
         CohortSpec(task='abdomen', **fields)
+
+
+@pytest.mark.parametrize(('cases', 'expected'), [(4, 0), (64, 2)])
+def test_processes_are_started_for_large_cohorts_only(tmp_path, monkeypatch, cases, expected):
+    found = []
+    monkeypatch.setattr(sources.os, 'cpu_count', lambda: 2)
+    monkeypatch.setattr(sources, 'write_cohort', lambda *_, workers, **__: found.append(workers))
+    none = dict.fromkeys(('num_val', 'num_test_inlier', 'num_test_ood'), 0)
+    sources.write_phantom(tmp_path, {'num_train': cases, 'shape_zyx': (16, 32, 32), **none})
+    assert found == [expected]
