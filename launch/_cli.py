@@ -89,6 +89,10 @@ def _guard(main: Callable[[], None]) -> None:
 
 def _fail(error: BaseException) -> None:
     text = str(error)
+    while error.args and isinstance(error.args[0], KeyError):  # ml_collections wraps it
+        error = error.args[0]
+    if isinstance(error, KeyError):
+        text = f'the config has no such field: {error.args[0]}'
     if 'Traceback' in text:  # ml_collections quotes the whole trace of a config that fails
         lines = [line for line in text.splitlines() if line.strip()]
         text = f'{lines[0].split(" Error whilst")[0].rstrip(":")}: {lines[-1]}'

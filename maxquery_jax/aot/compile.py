@@ -12,7 +12,7 @@ from maxquery_jax.data.store import Manifest
 from maxquery_jax.errors import UserError
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train.stage import Stage, build_stage, count_flops
-from maxquery_jax.train.state import abstract_state, count_parameters
+from maxquery_jax.train.state import count_parameters
 from maxquery_jax.train.validate import validate
 from maxquery_jax.typing import Config
 
@@ -66,7 +66,7 @@ def compile_for(
         'patch_size': list(stage.patch_size),
         'dtype': config.model.dtype,
         'remat': config.model.remat,
-        'parameters': count_parameters(stage.boxed_params),
+        'parameters': count_parameters(stage.layout.params),
         'tflop_per_step': flops / 1e12,
         'programs': reports,
         'memory_limit_gib': target.limits.memory_gib,
@@ -79,7 +79,7 @@ def compile_for(
 def _lower_step(config: Config, stage: Stage, manifest: Manifest, mesh):
     def lower():
         with mesh_context(mesh):
-            state = abstract_state(stage.boxed_params, stage.tx, stage.shardings)
+            state = stage.layout.abstract
             batch = stage.abstract_batch(config.data.batch_size, len(manifest.channels), mesh)
             return stage.jit_step().lower(state, batch, _abstract_key(stage.dropout_key, mesh))
 

@@ -6,6 +6,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxquery_jax.errors import UserError
+from maxquery_jax.parallel import padding
 from maxquery_jax.parallel.mesh import DATA, FSDP, RULES
 from maxquery_jax.typing import PyTree
 
@@ -25,12 +26,15 @@ def tree_shardings(boxed: PyTree, mesh: Mesh) -> PyTree:
 
     A dimension that its mesh axis does not divide stays whole. The fsdp axis then takes the longest
     dimension that it does divide, so that the kernel of a head of 9 classes is split over its input
-    features; only where there is none (that head's bias) is a leaf replicated.
+    features. Where there is none (that head's bias) it divides the leaf's stored form, which is
+    flat and padded (`padding.stored_shape`).
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
     shapes = unbox(boxed)
 
     def place(leaf, spec: PartitionSpec) -> NamedSharding:
+        if padding.stored_shape(leaf.shape, mesh.shape[FSDP]) != leaf.shape:
+            return NamedSharding(mesh, PartitionSpec(FSDP))
         names = tuple(spec) + (None,) * (len(leaf.shape) - len(spec))
         kept = [
             name if name is None or size % _extent(mesh, name) == 0 else None

@@ -14,7 +14,7 @@ from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.stage import build_stage, count_flops
-from maxquery_jax.train.state import count_parameters, create_state, init_params
+from maxquery_jax.train.state import count_parameters, init_params
 from maxquery_jax.train.validate import validate
 from maxquery_jax.typing import Config
 
@@ -90,7 +90,7 @@ def benchmark_step(
         params = init_params(
             stage.model, (1, *stage.patch_size, channels), stream(config.seed, 'init', 0)
         )
-        state = create_state(params, stage.tx, stage.shardings)
+        state = stage.layout.create(params)
         step = stage.jit_step()
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -118,7 +118,7 @@ def benchmark_step(
         'accumulate': stage.config.accumulate,
         'patch_size': list(stage.patch_size),
         'num_classes': manifest.num_classes,
-        'parameters': count_parameters(stage.boxed_params),
+        'parameters': count_parameters(stage.layout.params),
         'gflop_per_step': count_flops(config, stage, manifest) * config.data.batch_size / 1e9,
         'compile_s': compile_s,
         'step_s_median': statistics.median(times),

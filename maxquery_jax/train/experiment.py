@@ -133,7 +133,7 @@ def _run_stage(config, name: str, data: TrainingData, mesh, run, on_log, book) -
 
 
 def _describe(config: Config, stage: Stage, data: TrainingData) -> None:
-    count = count_parameters(stage.boxed_params)
+    count = count_parameters(stage.layout.params)
     flops = count_flops(config, stage, data.manifest) * config.data.batch_size
     print(
         f'{stage.name}: {count / 1e6:.2f} M parameters, {flops / 1e9:.1f} GFLOP per step '

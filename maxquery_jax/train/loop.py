@@ -21,7 +21,7 @@ from maxquery_jax.train.notices import StopNotice
 from maxquery_jax.train.run_dir import CONFIG, RunDir
 from maxquery_jax.train.schedule import is_due
 from maxquery_jax.train.stage import Stage
-from maxquery_jax.train.state import TrainState, abstract_state, create_state
+from maxquery_jax.train.state import TrainState
 from maxquery_jax.train.validation import Row, Validator
 from maxquery_jax.train.writers import ProgressLine
 from maxquery_jax.typing import Config, PyTree
@@ -124,15 +124,14 @@ class StageRun:
     def _restore_or_create(self, initial_params) -> tuple[TrainState, int]:
         stage = self.stage
         self._checkpoints.clean()
-        abstract = abstract_state(stage.boxed_params, stage.tx, stage.shardings)
-        found = self._checkpoints.restore_newest(abstract)
+        found = self._checkpoints.restore_newest(stage.layout.abstract_saved)
         if found is None:
-            return create_state(initial_params(), stage.tx, stage.shardings), 0
-        state, start = found
+            return stage.layout.create(initial_params()), 0
+        saved, start = found
         processes.say(f'{stage.name}: resuming at step {start}')
         # Again: it may be older than the newest that is there, which is damaged then.
         self.run.drop_rows_after(tuple(self.config.stages), stage.name, start)
-        return state, start
+        return stage.layout.from_saved(saved), start
 
     def _train(self, state: TrainState, start: int) -> None:
         config, stage = self.config, self.stage
@@ -220,7 +219,8 @@ class StageRun:
         self._require_run()
         self.goodput.mark(self.stage.name, step)
         with self.goodput.span('checkpoint'):
-            self._checkpoints.save(state, step, is_best=is_best)
+            saved = self.stage.layout.to_saved(state)
+            self._checkpoints.save(saved, step, is_best=is_best)
         self._saved = step
 
     def _require_run(self) -> None:

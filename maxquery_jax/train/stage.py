@@ -22,10 +22,11 @@ from maxquery_jax.models.zept import STAGE1_MODULES
 from maxquery_jax.optim import build_optimizer, keep_fixed
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import DATA, FSDP
-from maxquery_jax.train import state as train_state
 from maxquery_jax.train import steps, zept_stage
+from maxquery_jax.train.layout import StateLayout
 from maxquery_jax.train.rngs import stream_key
-from maxquery_jax.typing import Array, Config, PyTree
+from maxquery_jax.train.state import abstract_params
+from maxquery_jax.typing import Array, Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Stage:
         crop_size: voxels (z, y, x) read per sample; augmentation cuts the patch out of it.
         patch_size: voxels (z, y, x) the model sees.
         deform_rate: share of the samples that are deformed, for which more than the patch is read.
-        boxed_params: abstract parameters with logical axes.
-        shardings: of the whole state.
+        layout: of the whole state on the mesh.
         train_step: pure; takes state, augmented batch and `dropout_key`.
         dropout_key: of the stage's stream.
         augment_step: raw batch and step index to augmented batch.
@@ -61,8 +61,7 @@ class Stage:
     crop_size: tuple[int, int, int]
     patch_size: tuple[int, int, int]
     deform_rate: float
-    boxed_params: PyTree
-    shardings: train_state.TrainState
+    layout: StateLayout
     train_step: Callable
     dropout_key: Array
     augment_step: steps.AugmentStep
@@ -71,7 +70,9 @@ class Stage:
 
     def jit_step(self) -> Callable:
         """The train step as it is compiled everywhere: state donated, in its shards afterwards."""
-        return jax.jit(self.train_step, donate_argnums=0, out_shardings=(self.shardings, None))
+        return jax.jit(
+            self.train_step, donate_argnums=0, out_shardings=(self.layout.shardings, None)
+        )
 
     def abstract_raw_batch(self, rows: int, channels: int, mesh: Mesh) -> dict[str, Any]:
         """Shapes of a raw batch as the pipeline delivers it."""
@@ -143,7 +144,8 @@ def build_stage(
     tx, schedule = build_optimizer(cfg)
     if cfg.objective == 'zept_stage2' and config.model.zept.freeze_stage1:
         tx = keep_fixed(tx, STAGE1_MODULES)
-    boxed = train_state.abstract_params(model, (1, *patch_size, len(manifest.channels)))
+    boxed = abstract_params(model, (1, *patch_size, len(manifest.channels)))
+    layout = StateLayout(boxed, tx, mesh)
     crop = augment_policy.make_center_crop(patch_size, manifest.intensity)
     if config.augment.enabled:
         policy = augment_policy.AugmentPolicy()
@@ -162,7 +164,9 @@ def build_stage(
         accumulate=cfg.accumulate,
         frozen_steps=cfg.optim.frozen_epochs * cfg.steps_per_epoch,
         model_inputs=_make_model_inputs(cfg, config, manifest),
+        model_params=layout.model_params,
     )
+    masks = _make_masks(cfg, config, manifest)
     return Stage(
         name=name,
         config=cfg,
@@ -173,12 +177,11 @@ def build_stage(
         crop_size=crop_size,
         patch_size=patch_size,
         deform_rate=deform_rate,
-        boxed_params=boxed,
-        shardings=train_state.state_shardings(boxed, tx, mesh),
+        layout=layout,
         train_step=train_step,
         dropout_key=stream_key(config.seed, f'{name}/dropout'),
         augment_step=steps.AugmentStep(augment, seed=config.seed, stage=name),
-        eval_step=steps.make_eval_step(model, crop, _make_masks(cfg, config, manifest)),
+        eval_step=steps.make_eval_step(model, crop, masks, layout.model_params),
         masked_classes=manifest.num_classes if is_partial else 0,
     )
 
@@ -248,7 +251,7 @@ def count_flops(config: Config, stage: Stage, manifest: Manifest) -> float:
         config, stage.config.objective, manifest.num_classes, manifest.spacing_mm, 'plain'
     )
     objective = _make_objective(stage.config, config, manifest, 'plain')
-    params = sharding.unbox(stage.boxed_params)
+    params = stage.layout.params
     image = jax.ShapeDtypeStruct((1, *stage.patch_size, len(manifest.channels)), jnp.float32)
     label = jax.ShapeDtypeStruct((1, *stage.patch_size), jnp.int32)
 

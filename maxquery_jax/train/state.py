@@ -1,4 +1,4 @@
-"""Train state and its cheap, sharded initialisation."""
+"""Train state and its initialisation on the host."""
 
 from typing import Any
 
@@ -7,8 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 from maxquery_jax.parallel import sharding
 from maxquery_jax.typing import Array, PyTree
@@ -72,52 +71,3 @@ def _init_fn(model: nn.Module, image_shape: tuple[int, ...]):
         return model.init(rngs, image, train=True)['params']
 
     return init
-
-
-def state_shardings(
-    boxed_params: PyTree, tx: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """NamedShardings of a whole state; a moment lies where its parameter lies."""
-    params = sharding.tree_shardings(boxed_params, mesh)
-    by_name = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    replicated = NamedSharding(mesh, PartitionSpec())
-
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        parts = path_name(path).split('/')
-        for start in range(len(parts)):  # a moment's path ends with its parameter's
-            found = by_name.get('/'.join(parts[start:]))
-            if found is not None and leaf.shape:
-                return found
-        return replicated
-
-    opt_state = jax.eval_shape(tx.init, sharding.unbox(boxed_params))
-    return TrainState(
-        step=replicated,
-        params=params,
-        opt_state=jax.tree_util.tree_map_with_path(place, opt_state),
-    )
-
-
-def create_state(
-    host_params: PyTree, tx: optax.GradientTransformation, shardings: TrainState
-) -> TrainState:
-    """Places parameters and builds the optimiser state directly in its shards."""
-    params = sharding.put_tree(host_params, shardings.params)
-    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
-    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step, params, opt_state)
-
-
-def abstract_state(
-    boxed_params: PyTree, tx: optax.GradientTransformation, shardings: TrainState
-) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings, for restoring and ahead-of-time compiles."""
-    params = sharding.unbox(boxed_params)
-    shapes = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(tx.init, params)
-    )
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings,
-    )

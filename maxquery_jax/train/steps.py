@@ -24,12 +24,19 @@ Gradients = Callable[..., tuple[PyTree, Metrics]]
 Augment = Callable[[Batch, Array], Batch]
 ModelInputs = Callable[[Batch], dict[str, Any]]
 """What a batch holds beside the image to what the model is called with beside the image."""
+ModelParams = Callable[[PyTree], PyTree]
+"""Parameters as a state holds them to those that the model is called with."""
 
 
 def image_alone(truth: Batch) -> dict[str, Any]:
     """`ModelInputs` of a model that sees nothing of the truth."""
     del truth
     return {}
+
+
+def as_stored(params: PyTree) -> PyTree:
+    """`ModelParams` of a state that holds the model's own shapes."""
+    return params
 
 
 class AugmentStep:
@@ -72,6 +79,7 @@ def make_train_step(
     accumulate: int = 1,
     frozen_steps: int = 0,
     model_inputs: ModelInputs = image_alone,
+    model_params: ModelParams = as_stored,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Builds `step(state, batch, key) -> (state, metrics)`.
 
@@ -91,8 +99,9 @@ def make_train_step(
         accumulate: micro-batches per step; divides the batch size.
         frozen_steps: steps in which the model is called with `freeze_backbone=True`.
         model_inputs: further keyword arguments of the model, from the truth.
+        model_params: parameters of the state to those of the model.
     """
-    gradients = _make_gradients(model, objective, model_inputs)
+    gradients = _make_gradients(model, objective, model_inputs, model_params)
     if frozen_steps:
         gradients = _freeze_at_first(gradients, frozen_steps)
     if accumulate > 1:
@@ -117,7 +126,9 @@ def make_train_step(
     return step
 
 
-def _make_gradients(model: nn.Module, objective: Objective, model_inputs: ModelInputs) -> Gradients:
+def _make_gradients(
+    model: nn.Module, objective: Objective, model_inputs: ModelInputs, model_params: ModelParams
+) -> Gradients:
     """Gradients and metrics of a batch."""
 
     def gradients(state: TrainState, image: Array, truth: Batch, key: Array, **call):
@@ -127,7 +138,11 @@ def _make_gradients(model: nn.Module, objective: Objective, model_inputs: ModelI
 
         def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
             outputs = model.apply(
-                {'params': params}, image, train=True, rngs={'dropout': key}, **call
+                {'params': model_params(params)},
+                image,
+                train=True,
+                rngs={'dropout': key},
+                **call,
             )
             return objective(outputs, **truth)
 
@@ -217,7 +232,7 @@ def overlapping_masks(parents: Parents, query_classes: Sequence[int]) -> Masks:
 
 
 def make_eval_step(
-    model: nn.Module, crop: Augment, masks: Masks
+    model: nn.Module, crop: Augment, masks: Masks, model_params: ModelParams = as_stored
 ) -> Callable[[PyTree, Batch], Array]:
     """Builds `step(params, batch) -> counts` for validation Dice.
 
@@ -228,6 +243,7 @@ def make_eval_step(
 
     def step(params: PyTree, batch: Batch) -> Array:
         batch = crop(batch, jax.random.key(0))
+        params = model_params(params)
         outputs = model.apply({'params': params}, batch['image'], train=False)
         predicted, label = masks(outputs, batch['label'])
         if 'class_mask' in batch:

@@ -12,6 +12,7 @@ from flax.linen import LogicallyPartitioned
 
 from configs import maxquery, zept
 from maxquery_jax.parallel.mesh import MESH_AXES
+from maxquery_jax.parallel.padding import stored_shape
 from maxquery_jax.parallel.sharding import tree_shardings
 from maxquery_jax.train.benchmark_step import synthetic_manifest
 from maxquery_jax.train.stage import make_model
@@ -19,6 +20,7 @@ from maxquery_jax.train.state import abstract_params, path_name
 from maxquery_jax.train.zept_stage import has_query_table
 
 FOLDER = pathlib.Path(__file__).with_name('specs')
+FSDP = 4  # shards; data 2
 CASES = {
     'maxquery_pancreas': (maxquery, 'pancreas', 'finetune', 5),
     'zept_stage2': (zept, 'paper', 'stage2', 1),
@@ -26,23 +28,24 @@ CASES = {
 
 
 def listing(module, words, stage, channels):
-    """One line per parameter: path, shape, logical axes, mesh axes on data 2 x fsdp 4."""
+    """One line per parameter: path, shape, logical axes, mesh axes on 2 x 4, length if padded."""
     config = module.get_config(words)
     objective = config[stage].objective
     spacing = (1.5, 1.5, 1.5) if has_query_table(objective) else (3.0, 0.419, 0.419)
     manifest = synthetic_manifest(7, spacing, channels, is_taxonomy=has_query_table(objective))
     model = make_model(config, objective, manifest.num_classes, spacing, 'plain')
     boxed = abstract_params(model, (1, *config.data.patch_size, channels))
-    mesh = jax.sharding.AbstractMesh((2, 4, 1), MESH_AXES)
+    mesh = jax.sharding.AbstractMesh((2, FSDP, 1), MESH_AXES)
     boxes = jax.tree_util.tree_leaves_with_path(
         boxed, is_leaf=lambda x: isinstance(x, LogicallyPartitioned)
     )
     places = jax.tree.leaves(tree_shardings(boxed, mesh))
-    rows = [
-        f'{path_name(path)} {"x".join(map(str, box.value.shape))} '
-        f'{",".join(map(str, box.names))} {",".join(map(str, place.spec))}'
-        for (path, box), place in zip(boxes, places, strict=True)
-    ]
+    rows = []
+    for (path, box), place in zip(boxes, places, strict=True):
+        shape, stored = box.value.shape, stored_shape(box.value.shape, FSDP)
+        row = [path_name(path), 'x'.join(map(str, shape)), ','.join(map(str, box.names))]
+        row += [','.join(map(str, place.spec))] + [f'stored:{stored[0]}'] * (stored != shape)
+        rows.append(' '.join(row))
     return '\n'.join(sorted(rows)) + '\n'
 
 

@@ -24,6 +24,8 @@ def launch(python, verb, *args):
         ('train', [], ['--config']),
         ('train', [DEMO], ['--workdir']),
         ('train', [DEMO, '--config.data.pach_size=1'], ['pach_size']),
+        ('train', [DEMO, '--config.extend.epochs=3'], ['no such field', 'extend']),
+        ('train', [DEMO, '--config.pretrain.epoch=3'], ['epoch', 'mean "epochs"']),
         ('train', ['--config=configs/maxquery.py:dmo', '--workdir=x'], ['dmo', "'demo'"]),
         ('train', ['--config=configs/nothing.py', '--workdir=x'], ['nothing.py']),
         (

@@ -12,7 +12,7 @@ from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train.benchmark_step import synthetic_manifest
 from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.stage import build_stage
-from maxquery_jax.train.state import create_state, init_params, path_name
+from maxquery_jax.train.state import init_params, path_name
 
 BATCH = 8
 
@@ -70,12 +70,12 @@ def first_step(system, sizes, **fields):
     channels = len(manifest.channels)
     with mesh_context(mesh):
         params = init_params(stage.model, (1, *stage.patch_size, channels), stream(0, 'init', 0))
-        state = create_state(params, stage.tx, stage.shardings)
+        state = stage.layout.create(params)
         batch = host_batch(stage.patch_size, channels, manifest.num_classes)
         batch = sharding.put_batch(batch, mesh)
         step = stage.jit_step().lower(state, batch, stage.dropout_key).compile()
         state, metrics = step(state, batch, stage.dropout_key)
-    trace = optax.tree.get(state.opt_state, 'trace')
+    trace = optax.tree.get(stage.layout.to_saved(state).opt_state, 'trace')
     gradients = {
         path_name(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(trace)
@@ -90,7 +90,7 @@ def train_steps(system, sizes, num_steps):
     losses = []
     with mesh_context(mesh):
         params = init_params(stage.model, (1, *stage.patch_size, channels), stream(0, 'init', 0))
-        state = create_state(params, stage.tx, stage.shardings)
+        state = stage.layout.create(params)
         step = stage.jit_step()
         for index in range(num_steps):
             rng = np.random.default_rng(index)

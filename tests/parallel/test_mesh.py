@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from maxquery_jax import axes
 from maxquery_jax.errors import UserError
-from maxquery_jax.parallel import mesh, sharding
+from maxquery_jax.parallel import mesh, padding, sharding
 
 
 def test_minus_one_takes_what_is_left():
@@ -27,7 +27,7 @@ def test_every_logical_axis_has_a_rule():
     assert names == {name for name, _ in mesh.RULES}
 
 
-def test_parameters_follow_their_axes_and_odd_sizes_stay_whole():
+def test_parameters_follow_their_axes_and_odd_sizes_are_stored_flat():
     devices = mesh.make_mesh(2, 4, 1)
     box = nn.LogicallyPartitioned
     boxed = {
@@ -36,7 +36,8 @@ def test_parameters_follow_their_axes_and_odd_sizes_stay_whole():
     }
     shardings = sharding.tree_shardings(boxed, devices)
     assert shardings['k'].spec == PartitionSpec(None, None, None, None, 'fsdp')
-    assert shardings['odd'].spec == PartitionSpec(None, None, None, None, None)
+    assert shardings['odd'].spec == PartitionSpec('fsdp')
+    assert padding.stored_shape((3, 3, 3, 2, 9), 4) == (488,)  # of 486
     host = np.arange(3 * 3 * 3 * 2 * 8, dtype=np.float32).reshape(3, 3, 3, 2, 8)
     placed = sharding.put_tree({'k': host}, {'k': shardings['k']})['k']
     assert {s.data.shape for s in placed.addressable_shards} == {(3, 3, 3, 2, 2)}

@@ -15,7 +15,7 @@ from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train import steps, zept_stage
 from maxquery_jax.train.benchmark_step import synthetic_manifest
 from maxquery_jax.train.stage import build_stage, count_flops
-from maxquery_jax.train.state import TrainState, create_state, init_params
+from maxquery_jax.train.state import TrainState, init_params
 
 MARGIN, SHAPE = 2.0, (16, 16, 16)
 
@@ -123,7 +123,7 @@ def test_stage_two_trains_on_the_label_and_validates_without(label):
     with mesh_context(mesh):
         stage = build_stage(config, 'stage2', manifest(), mesh)
         params = init_params(stage.model, (1, *SHAPE, 1), jax.random.key(0))
-        state = create_state(params, stage.tx, stage.shardings)
+        state = stage.layout.create(params)
         image = np.random.default_rng(0).normal(size=(2, *SHAPE, 1)).astype(np.float32)
         batch = {'image': image, 'label': label}
         before = {name: np.asarray(x) for name, x in _flat(state.params).items()}

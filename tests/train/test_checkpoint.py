@@ -19,8 +19,9 @@ from maxquery_jax import axes
 from maxquery_jax.errors import UserError
 from maxquery_jax.parallel.mesh import make_mesh
 from maxquery_jax.train import checkpoint
+from maxquery_jax.train.layout import StateLayout
 from maxquery_jax.train.merge import merge_params
-from maxquery_jax.train.state import TrainState, abstract_state, create_state, state_shardings
+from maxquery_jax.train.state import TrainState
 
 PARAMS = {'backbone': {'k': jnp.arange(6.0).reshape(2, 3)}, 'head': {'b': jnp.ones(3)}}
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
@@ -243,33 +244,36 @@ def test_load_params_without_a_best_one_says_what_there_is(run_dir):
     assert checkpoint.load_params(run_dir, best=True)[2] == 6
 
 
-def placed(mesh, params):
-    """A state whose kernels lie over fsdp."""
+def layout_on(mesh, params):
+    """Kernels lie over fsdp; a bias of 7 is padded."""
     boxed = jax.tree.map(
         lambda x: nn.LogicallyPartitioned(x, (axes.FEATURES_IN, axes.FEATURES_OUT)[-x.ndim :]),
         params,
     )
-    shardings = state_shardings(boxed, TX, mesh)
-    return create_state(params, TX, shardings), abstract_state(boxed, TX, shardings)
+    return StateLayout(boxed, TX, mesh)
 
 
 @pytest.mark.parametrize(('data', 'fsdp'), [(2, 4), (1, 8), (1, 1)])
 def test_restoring_on_another_mesh_is_exact(tmp_path, data, fsdp):
     key = jax.random.key(0)
     params = {'k': np.asarray(jax.random.normal(key, (3, 16))), 'b': np.arange(7, dtype=np.float32)}
-    saved, _ = placed(make_mesh(8, 1, 1), params)
-    state = saved.replace(opt_state=jax.tree.map(lambda x: x + 0.1, saved.opt_state))
+    before = layout_on(make_mesh(4, 2, 1), params)
+    state = before.create(params)
+    state = state.replace(opt_state=jax.tree.map(lambda x: x + 0.1, state.opt_state))
     checkpoints = checkpoint.StageCheckpoints(tmp_path / 'stage')
-    checkpoints.save(state, 4)
+    checkpoints.save(before.to_saved(state), 4)
     checkpoints.wait()
-    _, shapes = placed(make_mesh(data, fsdp, 1), params)
-    restored, step = checkpoints.restore_newest(shapes)
+    after = layout_on(make_mesh(data, fsdp, 1), params)
+    saved, step = checkpoints.restore_newest(after.abstract_saved)
     checkpoints.close()
     assert step == 4
-    jax.tree.map(np.testing.assert_array_equal, restored, state)
-    kernel = restored.params['k']
-    assert len(kernel.sharding.device_set) == data * fsdp
-    assert kernel.addressable_shards[0].data.shape == (3, 16 // fsdp)
+    assert saved.params['b'].shape == (7,)
+    jax.tree.map(np.testing.assert_array_equal, saved, before.to_saved(state))
+    restored = after.from_saved(saved)
+    jax.tree.map(np.testing.assert_array_equal, after.to_saved(restored), saved)
+    assert {len(x.sharding.device_set) for x in restored.params.values()} == {data * fsdp}
+    held = {name: x.addressable_shards[0].data.shape for name, x in restored.params.items()}
+    assert held == {'k': (3, 16 // fsdp), 'b': (-(-7 // fsdp),)}
 
 
 def test_merge_takes_shared_leaves_and_fails_on_unexplained_names():

@@ -12,7 +12,7 @@ from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train.data import open_data
 from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.stage import build_stage
-from maxquery_jax.train.state import create_state, init_params
+from maxquery_jax.train.state import init_params
 
 LABELS = (
     {'id': 0, 'name': 'background', 'role': 'background'},
@@ -193,7 +193,7 @@ class Step:
             assert 'class_mask' in want and set(want) == set(batch)
             for name, x in want.items():
                 assert (x.shape, x.dtype) == (batch[name].shape, batch[name].dtype)
-            state = create_state(self.params, stage.tx, stage.shardings)
+            state = stage.layout.create(self.params)
             after, metrics = self.step(state, batch, stage.dropout_key)
         change = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.params, self.params)
         leaves = jax.tree_util.tree_leaves_with_path(change)

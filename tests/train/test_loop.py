@@ -72,6 +72,7 @@ def make_run(tmp_path, monkeypatch):
         stage = types.SimpleNamespace(
             name='only', total_steps=STEPS, eval_step=count, dropout_key=None,
             augment_step=lambda batch, index: batch, schedule=lambda step: 0.1,
+            layout=types.SimpleNamespace(to_saved=lambda state: state),
             crop_size=(4, 4, 4), patch_size=(4, 4, 4), deform_rate=1.0,
         )  # fmt: skip
         given = {'train': batches or Batches()}

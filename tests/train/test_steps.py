@@ -13,6 +13,7 @@ import pytest
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train import rngs, state, steps
+from maxquery_jax.train.layout import StateLayout
 
 
 class Toy(nn.Module):
@@ -46,31 +47,39 @@ def make_batch(rows=8):
     }
 
 
+def make_layout(mesh):
+    boxed = state.abstract_params(Toy(), (1, 4, 4, 4, 2))
+    return StateLayout(boxed, optax.adam(0.01), mesh)
+
+
 @functools.cache  # tests that train alike share a program; a second one would be a fault
 def jit_step(drop, accumulate, frozen_steps, mesh):
     model, tx = Toy(drop), optax.adam(0.01)
-    boxed = state.abstract_params(model, (1, 4, 4, 4, 2))
+    layout = make_layout(mesh)
     step = steps.make_train_step(
-        model, tx, objective, accumulate=accumulate, frozen_steps=frozen_steps
+        model,
+        tx,
+        objective,
+        accumulate=accumulate,
+        frozen_steps=frozen_steps,
+        model_params=layout.model_params,
     )
-    return jax.jit(step, out_shardings=(state.state_shardings(boxed, tx, mesh), None))
+    return jax.jit(step, out_shardings=(layout.shardings, None))
 
 
 def train(num_steps=3, accumulate=1, drop=0.0, seed=0, batch=None, mesh=None, frozen_steps=0):
-    model, tx = Toy(drop), optax.adam(0.01)
+    model = Toy(drop)
     mesh = mesh or make_mesh(1, 1, 1)
     with mesh_context(mesh):
-        boxed = state.abstract_params(model, (1, 4, 4, 4, 2))
-        shardings = state.state_shardings(boxed, tx, mesh)
         params = state.init_params(model, (1, 4, 4, 4, 2), rngs.stream(seed, 'init', 0))
-        current = state.create_state(params, tx, shardings)
+        current = make_layout(mesh).create(params)
         step = jit_step(drop, accumulate, frozen_steps, mesh)
         key = rngs.stream_key(seed, 'toy/dropout')
         augment_step = steps.AugmentStep(augment, seed=seed, stage='toy')
         for index in range(num_steps):
             raw = sharding.put_batch(batch or make_batch(), mesh)
             current, metrics = step(current, augment_step(raw, index), key)
-    return jax.device_get(current), jax.device_get(metrics), step
+    return jax.device_get(make_layout(mesh).to_saved(current)), jax.device_get(metrics), step
 
 
 def assert_trees_close(a, b, **tolerance):

@@ -6,7 +6,6 @@ import pytest
 
 from configs import zept
 from maxquery_jax.models.zept import STAGE1_MODULES
-from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import make_mesh
 from maxquery_jax.train.benchmark_step import synthetic_manifest
 from maxquery_jax.train.stage import build_stage
@@ -22,7 +21,7 @@ def test_freeze_stage1_keeps_stage_one_under_weight_decay(is_frozen):
     config.stage2.optim.name, config.stage2.optim.weight_decay = 'adamw', 0.1
     manifest = synthetic_manifest(0, (5.0, 5.0, 5.0), 1, is_taxonomy=True)
     stage = build_stage(config, 'stage2', manifest, make_mesh(**config.mesh))
-    ones = jax.tree.map(lambda x: jnp.ones(x.shape), sharding.unbox(stage.boxed_params))
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape), stage.layout.params)
     zeros = jax.tree.map(jnp.zeros_like, ones)
     updates, _ = jax.jit(lambda p, g: stage.tx.update(g, stage.tx.init(p), p))(ones, zeros)
     moved = {
