@@ -121,6 +121,12 @@ def _long(config: Config) -> None:
     config.validation.every_steps = 100
 
 
+def _longer(config: Config) -> None:
+    """Four times the fine-tuning; before `nnunet_longer`, that as much longer too."""
+    config.finetune.epochs *= 4
+    config.finetune.optim.frozen_epochs *= 4
+
+
 def _small(config: Config) -> None:
     """Own data on a CPU, prepared at about 4 mm."""
     _small_network(config)
@@ -226,6 +232,7 @@ VARIANTS = {
     'demo': _demo,
     'small': _small,
     'long': _long,
+    'longer': _longer,
     'nnunet': _nnunet,
     'nnunet_longer': _nnunet_longer,
     'mc_dropout': _mc_dropout,

@@ -1,6 +1,7 @@
 """Kills and stops trainings at random moments and looks at what their restarts make of it.
 
     python -m tests.integration.trials --kills=50 --terms=10 --seed=0 --json=trials.json
+    python -m tests.integration.trials --fsdp=2     # of a training on two virtual devices
 
 Each trial starts a small two-stage training with a best checkpoint, ends it by SIGKILL or SIGTERM,
 and starts it again. About half of the kills are aimed at checkpoint saves: they come a few
@@ -18,6 +19,7 @@ Exit 1 if any trial fails. About 25 s per trial on two cores.
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import random
 import re
@@ -72,8 +74,9 @@ class Trial:
 class Trials:
     """A reference run, and trials that are measured against it."""
 
-    def __init__(self, folder: pathlib.Path, seed: int):
+    def __init__(self, folder: pathlib.Path, seed: int, fsdp: int = 1):
         self._folder = folder
+        self._flags = (*BEST, f'--config.mesh.fsdp={fsdp}')
         self._random = random.Random(seed)
         self._log = folder / 'log.txt'
         self._whole = folder / 'whole'
@@ -115,7 +118,7 @@ class Trials:
 
     def _started(self, path: pathlib.Path, store: str | None = None):
         store = self._store if store is None else store
-        return test_resume.start(sys.executable, path, self._log, store, BEST)
+        return test_resume.start(sys.executable, path, self._log, store, self._flags)
 
     def _code(self, path: pathlib.Path, store: str, *, must_pass: bool = True) -> int:
         with self._started(path, store) as process:
@@ -214,13 +217,15 @@ def main() -> int:
     parser.add_argument('--kills', type=int, default=50)
     parser.add_argument('--terms', type=int, default=10)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--fsdp', type=int, default=1, help='shards, each a virtual device')
     parser.add_argument('--json', type=pathlib.Path)
     args = parser.parse_args()
+    os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={args.fsdp}'  # of trainings
     kinds = ['save' if i % 2 else 'any' for i in range(args.kills)] + ['term'] * args.terms
     random.Random(args.seed).shuffle(kinds)
     done: list[Trial] = []
     with tempfile.TemporaryDirectory() as folder:
-        trials = Trials(pathlib.Path(folder), args.seed)
+        trials = Trials(pathlib.Path(folder), args.seed, args.fsdp)
         for number, kind in enumerate(kinds):
             trial = trials.run(number, kind)
             done.append(trial)
@@ -233,8 +238,9 @@ def main() -> int:
             if args.json:
                 failed = sum(bool(trial.faults) for trial in done)
                 record = {
-                    'seed': args.seed, 'planned': len(kinds), 'done': len(done), 'failed': failed,
-                    'most_lost': max(trial.lost for trial in done), 'summary': _summary(done),
+                    'seed': args.seed, 'fsdp': args.fsdp, 'planned': len(kinds), 'done': len(done),
+                    'failed': failed, 'most_lost': max(trial.lost for trial in done),
+                    'summary': _summary(done),
                     'trials': [dataclasses.asdict(trial) for trial in done],
                 }  # fmt: skip
                 args.json.write_text(json.dumps(record, indent=1))

@@ -8,6 +8,7 @@ from configs.studies import (
     maxquery_ablation,
     maxquery_all,
     maxquery_appendix,
+    maxquery_length,
     maxquery_table1,
     maxquery_table2,
     maxquery_table3,
@@ -22,7 +23,8 @@ from maxquery_jax.study.spec import parse_study
 from tests.study.study_helper import study, table, tiny_config
 
 TABLES = (maxquery_table1, maxquery_table2, maxquery_table3, maxquery_table4)
-MAXQUERY = (*TABLES, maxquery_appendix, maxquery_ablation, maxquery_all, first_light)
+OTHERS = (maxquery_appendix, maxquery_ablation, maxquery_length, maxquery_all, first_light)
+MAXQUERY = (*TABLES, *OTHERS)
 STUDIES = (*MAXQUERY, zept_all, zept_table1, zept_table5)
 
 
