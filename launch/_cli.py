@@ -50,16 +50,8 @@ def experiment(config: Any) -> Any:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
-    except (
-        flags.Error,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        ImportError,
-        OSError,
-        UserError,
-    ) as error:
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError, ImportError, OSError,
+            UserError) as error:  # fmt: skip
         _fail(error)
     if len(rest) > 1:
         _fail(
@@ -88,11 +80,10 @@ def _guard(main: Callable[[], None]) -> None:
 
 
 def _fail(error: BaseException) -> None:
-    text = str(error)
     while error.args and isinstance(error.args[0], KeyError):  # ml_collections wraps it
         error = error.args[0]
-    if isinstance(error, KeyError):
-        text = f'the config has no such field: {error.args[0]}'
+    missing = f'the config has no such field: {error.args[0]}' if error.args else ''
+    text = missing if isinstance(error, KeyError) else str(error)
     if 'Traceback' in text:  # ml_collections quotes the whole trace of a config that fails
         lines = [line for line in text.splitlines() if line.strip()]
         text = f'{lines[0].split(" Error whilst")[0].rstrip(":")}: {lines[-1]}'
