@@ -24,6 +24,7 @@ _VARIANTS = {
     'zept': {},
     'nnunet': {'words': 'nnunet'},
     'maxquery': {'words': 'maxquery', 'share': 'nnunet'},
+    'synthcp': {'words': 'synthcp', 'share': 'nnunet'},
     'universal': {'words': 'universal'},
     'boxes_at_prediction': {'share': 'zept', 'predict': {'boxes': 'truth'}},
     'prompt_of_box': {'words': 'prompt_of_box', 'share': 'zept', 'predict': {'boxes': 'truth'}},
@@ -90,13 +91,15 @@ def make_study(name: str, tables: tuple[dict[str, Any], ...]) -> dict[str, Any]:
 
 
 def table1() -> dict[str, Any]:
-    """Unseen tumours: two OOD methods and ZePT, by each of its scores."""
+    """Unseen tumours: three OOD methods and ZePT, by each of its scores."""
     methods = (
+        ('SynthCP', 'synthcp', 'synthcp'),
         ('SML', 'nnunet', 'sml'),
         ('MaxQuery', 'maxquery', 'query_logit'),
         ('ZePT', 'zept', _SCORE),
         ('ZePT, queries of unseen tumours', 'zept', 'unseen_logit'),
         ('ZePT, anomaly map', 'zept', 'query_logit'),
+        ('ZePT, tumour logit + anomaly map', 'zept', 'tumour_anomaly_logit'),
     )
     return {
         'name': 'zept_table1',
@@ -114,8 +117,8 @@ def table1() -> dict[str, Any]:
         'note': (
             'The paper states neither the score behind its AUROC and FPR95 nor region and pooling. '
             'Here: the largest logit over all tumour queries, voxels of organ and tumours, mean '
-            'over the cases. How SML and MaxQuery come to a Dice of one kind of tumour it does not '
-            'say either; they name no kind.'
+            'over the cases. How SynthCP, SML and MaxQuery come to a Dice of one kind of tumour it '
+            'does not say either; they name no kind.'
         ),
     }
 
