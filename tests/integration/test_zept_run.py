@@ -23,6 +23,7 @@ from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
+SCORES = ('tumour_logit', 'unseen_logit', 'query_logit', 'tumour_anomaly_logit')
 
 
 def tiny(words='demo'):
@@ -100,7 +101,7 @@ def test_stage_two_refuses_other_initial_weights(run, tmp_path):
 def test_predict_and_evaluate(run):
     predict(load_model(run), output=run / 'predictions/test', split='test', scores=('all',))
     summary = evaluate(model=run, resamples=20)
-    assert set(summary['scores']) == {'query_logit', 'tumour_logit', 'unseen_logit'}
+    assert summary['scores'] == [*SCORES]
     names = {key.split('/')[1] for key in summary['metrics'] if key.startswith('dice/')}
     assert {'liver', 'liver_tumor', 'colon_tumor'} <= names  # organ, seen and unseen tumour
     assert summary['counts']['ood_cases'] == 2 and len(summary['ood_by_class']) >= 1
@@ -162,7 +163,7 @@ def test_universal_model_trains_and_predicts(run, tmp_path):
     config.data.store = str(run / 'phantom/store')
     train(config, tmp_path / 'universal')
     model = load_model(tmp_path / 'universal')
-    assert model.is_nested and model.score_names == ('tumour_logit', 'unseen_logit', 'query_logit')
+    assert model.is_nested and model.score_names == SCORES
     predict(model, output=tmp_path / 'out', split='test', scores=('all',))
     assert len(list((tmp_path / 'out').glob('*_ood-unseen_logit.nii.gz'))) == 3
 
