@@ -1,9 +1,11 @@
 """Measures a part of the program on this machine.
 
     python -m launch.benchmark --part=step --config=configs/maxquery.py:pancreas --stage=finetune
+    python -m launch.benchmark --part=size --config=configs/zept.py --spacing_mm=1.5,1.5,1.5
     python -m launch.benchmark --part=input --peer_python=PATH
 
-`size` counts the parameters of a stage's network and the operations of a patch; it computes nothing.
+`size` counts parameters, and operations of a forward pass and of a training step of one patch,
+without computing anything.
 
 `step` compiles the stage's training step at the config's full size, takes real optimiser steps on
 random data and prints seconds, GFLOP and peak memory as JSON. It needs no store.

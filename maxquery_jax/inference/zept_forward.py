@@ -45,9 +45,9 @@ def zept_scores(stage: int, table: QueryTable) -> tuple[str, ...]:
     `query_logit` is minus the largest organ logit: no organ's query responds (Eq. 7 at full
     resolution). `tumour_logit` is the largest logit over all advanced queries: some tumour's query
     responds. `unseen_logit` is the same over the queries of tumours that no training label showed.
-    `tumour_anomaly_logit` is the sum of `tumour_logit` and `query_logit`: the released code adds the
-    anomaly map to every tumour's logit (`model.zept.anomaly_logit_bias`). The logits of a model that
-    does so hold the map already, and its two tumour scores are one.
+    `tumour_anomaly_logit` is `tumour_logit` plus the anomaly map `query_logit`, which the released
+    code adds to every tumour's logit. The tumours' logits of a network that does so itself
+    (`model.zept.anomaly_logit_bias`) hold the map already, and both of its scores are that sum.
 
     Unspecified in the paper: the map behind the AUROC, AUPR and FPR95 of its Table 1. The masks
     are what it evaluates, so the tumours' is the default of stage II; its logits rank voxels as its

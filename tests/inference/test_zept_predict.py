@@ -87,11 +87,12 @@ def test_scores(tiles):
     assert model_of(2).score_names == (
         'tumour_logit', 'unseen_logit', 'query_logit', 'tumour_anomaly_logit'
     )  # fmt: skip
+    organs, tumours = outputs.mask_logits[:, :3], outputs.mask_logits[:, 3:]
     expected = {
-        'tumour_logit': outputs.mask_logits[:, 3:].max(1),
+        'tumour_logit': tumours.max(1),
         'unseen_logit': outputs.mask_logits[:, 3],
-        'query_logit': -outputs.mask_logits[:, :3].max(1),
-        'tumour_anomaly_logit': outputs.mask_logits[:, 3:].max(1) - outputs.mask_logits[:, :3].max(1),
+        'query_logit': -organs.max(1),
+        'tumour_anomaly_logit': tumours.max(1) - organs.max(1),
     }
     assert set(scores) == set(expected)
     for name, values in expected.items():

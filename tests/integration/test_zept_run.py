@@ -101,7 +101,7 @@ def test_stage_two_refuses_other_initial_weights(run, tmp_path):
 def test_predict_and_evaluate(run):
     predict(load_model(run), output=run / 'predictions/test', split='test', scores=('all',))
     summary = evaluate(model=run, resamples=20)
-    assert summary['scores'] == [*SCORES]
+    assert set(summary['scores']) == set(SCORES) and summary['scores'][0] == SCORES[0]
     names = {key.split('/')[1] for key in summary['metrics'] if key.startswith('dice/')}
     assert {'liver', 'liver_tumor', 'colon_tumor'} <= names  # organ, seen and unseen tumour
     assert summary['counts']['ood_cases'] == 2 and len(summary['ood_by_class']) >= 1

@@ -45,7 +45,8 @@ def test_the_command_measures_real_steps(python, tmp_path):
     size = benchmark(python, part='size')
     assert size.returncode == 0, size.stderr
     counted = json.loads(size.stdout)
-    assert {k: figures[k] for k in ('parameters', 'stage', 'num_classes')}.items() <= counted.items()
+    for name in ('config', 'stage', 'patch_size', 'num_classes', 'parameters'):
+        assert figures[name] == counted[name]
     assert figures['gflop_per_step'] == 2 * counted['gflop_step'] > 4 * counted['gflop_forward'] > 0
     assert figures['compile_s'] > 0 and figures['peak_rss_gib'] > 0
 

@@ -1,4 +1,4 @@
-"""Counting operations: loops turn by turn, and a network against its convolutions counted by hand."""
+"""Counting operations: loops turn by turn, a network against its convolutions by hand."""
 
 import itertools
 import math
