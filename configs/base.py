@@ -175,3 +175,22 @@ def stage(objective: str) -> Config:
         }
     )
     return cfg
+
+
+def synthcp_stage() -> Config:
+    """SynthCP: a network that draws the image from the labels, with SPADE's optimiser."""
+    synth = stage('synthcp')
+    synth.epochs = 200  # 100 + 100 of SPADE
+    synth.optim.name = 'adam'
+    synth.optim.learning_rate = 2e-4
+    synth.optim.betas = (0.5, 0.999)
+    synth.optim.weight_decay = 0.0
+    synth.optim.clip_norm = 0.0
+    return synth
+
+
+def shorten_synthcp(synth: Config, like: Config) -> None:
+    """For the phantom cohorts: as many steps as another stage, hundreds, at a larger rate."""
+    synth.optim.learning_rate = 1e-3
+    synth.epochs = like.epochs
+    synth.steps_per_epoch = like.steps_per_epoch

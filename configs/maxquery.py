@@ -160,17 +160,9 @@ def _mc_dropout(config: Config) -> None:
 def _synthcp(config: Config) -> None:
     """nnU-Net, then a network that draws the image from the labels (SynthCP)."""
     config.stages = ('pretrain', 'synth')
-    config.synth = base.stage('synthcp')
-    config.synth.epochs = 200  # 100 + 100 of SPADE
-    config.synth.optim.name = 'adam'
-    config.synth.optim.learning_rate = 2e-4
-    config.synth.optim.betas = (0.5, 0.999)
-    config.synth.optim.weight_decay = 0.0
-    config.synth.optim.clip_norm = 0.0
-    if config.data.phantom:  # hundreds of steps
-        config.synth.optim.learning_rate = 1e-3
-        config.synth.epochs = config.finetune.epochs
-        config.synth.steps_per_epoch = config.finetune.steps_per_epoch
+    config.synth = base.synthcp_stage()
+    if config.data.phantom:
+        base.shorten_synthcp(config.synth, config.finetune)
 
 
 def _swin_unetr(config: Config) -> None:

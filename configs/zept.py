@@ -186,6 +186,15 @@ def _maxquery(config: Config) -> None:
         config.model.decoder.ffn_dim = 256
 
 
+def _synthcp(config: Config) -> None:
+    """SynthCP in the zero-shot protocol (Tab. 1)."""
+    _nnunet(config)
+    config.stages = ('pretrain', 'synth')
+    config.synth = base.synthcp_stage()
+    if config.data.phantom:
+        base.shorten_synthcp(config.synth, config.stage2)
+
+
 def _zept(**values: object) -> Variant:
     """Changes fields of `model.zept`."""
 
@@ -232,4 +241,5 @@ VARIANTS = {
     'universal': _universal,
     'nnunet': _nnunet,
     'maxquery': _maxquery,
+    'synthcp': _synthcp,
 }

@@ -1,7 +1,11 @@
 """Measures a part of the program on this machine.
 
     python -m launch.benchmark --part=step --config=configs/maxquery.py:pancreas --stage=finetune
+    python -m launch.benchmark --part=size --config=configs/zept.py --spacing_mm=1.5,1.5,1.5
     python -m launch.benchmark --part=input --peer_python=PATH
+
+`size` counts parameters, and operations of a forward pass and of a training step of one patch,
+without computing anything.
 
 `step` compiles the stage's training step at the config's full size, takes real optimiser steps on
 random data and prints seconds, GFLOP and peak memory as JSON. It needs no store.
@@ -22,7 +26,7 @@ from launch import _cli, _numbers
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'step: experiment, e.g. configs/maxquery.py:pancreas', lock_config=True
 )
-_PART = flags.DEFINE_enum('part', 'step', ['step', 'input'], 'What to measure.')
+_PART = flags.DEFINE_enum('part', 'step', ['step', 'size', 'input'], 'What to measure.')
 _STAGE = flags.DEFINE_string('stage', None, 'step: stage of the config; the last by default.')
 _STEPS = flags.DEFINE_integer('steps', 2, 'step: timed steps after a warm-up.', lower_bound=1)
 _TUMOURS = flags.DEFINE_integer('tumours', 7, 'step: known tumour classes.', lower_bound=0)
@@ -40,15 +44,15 @@ def main() -> None:
     """Prints what `--part` measured."""
     from maxquery_jax.files import write_text
 
-    text = json.dumps(_input() if _PART.value == 'input' else _step(), indent=1)
+    text = json.dumps(_input() if _PART.value == 'input' else _network(), indent=1)
     print(text)
     if _JSON.value:
         write_text(pathlib.Path(_JSON.value), text + '\n')
 
 
-def _step() -> dict:
+def _network() -> dict:
     from maxquery_jax.aot.compile import require_stage
-    from maxquery_jax.train.benchmark_step import benchmark_step, synthetic_manifest
+    from maxquery_jax.train.benchmark_step import benchmark_step, network_size, synthetic_manifest
     from maxquery_jax.train.zept_stage import has_query_table
 
     config = _cli.experiment(_CONFIG.value)
@@ -60,6 +64,8 @@ def _step() -> dict:
         _CHANNELS.value,
         is_taxonomy=has_query_table(config[stage].objective),
     )
+    if _PART.value == 'size':
+        return network_size(config, stage, manifest)
     return benchmark_step(config, stage, manifest, _STEPS.value)
 
 

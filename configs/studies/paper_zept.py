@@ -78,6 +78,13 @@ _TABLE1 = {  # title: pancreas, lung, hepatic vessel, colon of MSD; then real-wo
     ),
 }
 
+_TABLE2 = {  # title: parameters (M), FLOPs (G); of what input, and of how many, it does not say
+    'ZePT': (745.94, 1337.59),
+    'ZegFormer': (950.82, 5766.21),
+    'OVSeg': (963.44, 5929.65),
+    'FreeSeg': (1077.85, 6893.14),
+}
+
 _TABLE3 = {  # title: BTCV (organs), LiTS (liver tumours), KiTS (kidney tumours)
     'nnUNet': (82.23, 77.15, 85.18),
     'Swin UNETR': (82.26, 76.79, 85.52),
@@ -155,6 +162,13 @@ def table1() -> dict:
             msd[title] |= _of(tumour, row)
     own = {title: _of('colon_tumor', rows[-1]) for title, rows in _TABLE1.items()}
     return {'paper, MSD': msd, 'paper, real-world colon': own}
+
+
+def table2() -> dict:
+    """Tab. 2: size and operations."""
+    columns = ('parameters', 'gflop')
+    rows = {title: dict(zip(columns, numbers, strict=True)) for title, numbers in _TABLE2.items()}
+    return {'paper': rows}
 
 
 def table3() -> dict:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from maxquery_jax.augment.intensity import normalise_intensity
 from maxquery_jax.inference.tile_program import Forward
 from maxquery_jax.losses.masks import UNSEEN
+from maxquery_jax.models.zept import ZePT
 from maxquery_jax.ops.anomaly import query_logit_score
 from maxquery_jax.train.query_table import QueryTable
 from maxquery_jax.typing import Array, PyTree
@@ -44,6 +45,9 @@ def zept_scores(stage: int, table: QueryTable) -> tuple[str, ...]:
     `query_logit` is minus the largest organ logit: no organ's query responds (Eq. 7 at full
     resolution). `tumour_logit` is the largest logit over all advanced queries: some tumour's query
     responds. `unseen_logit` is the same over the queries of tumours that no training label showed.
+    `tumour_anomaly_logit` is `tumour_logit` plus the anomaly map `query_logit`, which the released
+    code adds to every tumour's logit. The tumours' logits of a network that does so itself
+    (`model.zept.anomaly_logit_bias`) hold the map already, and both of its scores are that sum.
 
     Unspecified in the paper: the map behind the AUROC, AUPR and FPR95 of its Table 1. The masks
     are what it evaluates, so the tumours' is the default of stage II; its logits rank voxels as its
@@ -53,7 +57,7 @@ def zept_scores(stage: int, table: QueryTable) -> tuple[str, ...]:
     if stage == 1:
         return ('query_logit',)
     unseen = ('unseen_logit',) if _unseen(table) else ()
-    return ('tumour_logit', *unseen, 'query_logit')
+    return ('tumour_logit', *unseen, 'query_logit', 'tumour_anomaly_logit')
 
 
 def make_zept_forward(
@@ -77,7 +81,7 @@ def make_zept_forward(
     def forward(params: PyTree, tiles: Array) -> tuple[Array, dict[str, Array]]:
         outputs = run_zept(network, params, tiles, intensity)
         logits = label_logits(outputs.mask_logits, table.labels, num_labels)
-        return logits, {name: zept_score(outputs.mask_logits, name, table) for name in score_names}
+        return logits, zept_maps(network, outputs.mask_logits, table, score_names)
 
     return forward
 
@@ -120,14 +124,34 @@ def label_logits(mask_logits: Array, labels: Sequence[int], num_labels: int) -> 
     return jnp.stack([empty, *channels], axis=-1)
 
 
-def zept_score(mask_logits: Array, name: str, table: QueryTable) -> Array:
-    """One of `zept_scores` of masks [b, Q, D, H, W]; [b, D, H, W] float32."""
+def zept_maps(
+    network: nn.Module, mask_logits: Array, table: QueryTable, names: Sequence[str]
+) -> dict[str, Array]:
+    """Some of `zept_scores`.
+
+    Args:
+        network: see `make_zept_forward`.
+        mask_logits: [b, Q, D, H, W] of the network.
+        table: label of each query.
+        names: of the scores.
+
+    Returns:
+        Name to [b, D, H, W] float32.
+    """
+    is_biased = isinstance(network, ZePT) and network.options.anomaly_logit_bias
+    return {name: _score(mask_logits, name, table, is_biased=is_biased) for name in names}
+
+
+def _score(mask_logits: Array, name: str, table: QueryTable, *, is_biased: bool) -> Array:
     organs, tumours = jnp.split(mask_logits.astype(jnp.float32), [table.num_fundamental], axis=1)
     if name == 'query_logit':
         return query_logit_score(organs)
     if name == 'unseen_logit':
         tumours = tumours[:, jnp.array(_unseen(table))]
-    return jnp.max(tumours, axis=1)
+    found = jnp.max(tumours, axis=1)
+    if name == 'tumour_anomaly_logit' and not is_biased:
+        found += query_logit_score(organs)
+    return found
 
 
 def _unseen(table: QueryTable) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from maxquery_jax.inference.decision import mark_predicted
 from maxquery_jax.inference.ensemble import Ensemble, combine
 from maxquery_jax.inference.model import LoadedModel
 from maxquery_jax.inference.tile_program import Forward
-from maxquery_jax.inference.zept_forward import label_logits, run_zept, zept_score
+from maxquery_jax.inference.zept_forward import label_logits, run_zept, zept_maps
 from maxquery_jax.losses.alignment import alignment_logits
 from maxquery_jax.models.zept import ZePT, ZePTOutputs
 from maxquery_jax.text.embeddings import KnowledgeEmbeddings, load_embeddings
@@ -113,8 +113,7 @@ def _make_forward(
         outputs = run_zept(network, params, tiles, model.intensity)
         found = text_masks(outputs, knowledge, columns, zept.similarity) - 0.5
         masks = jnp.concatenate([outputs.organ_logits.astype(jnp.float32), found], axis=1)
-        logits = outputs.mask_logits
-        scores = {name: zept_score(logits, name, zept.table) for name in model.score_names}
+        scores = zept_maps(network, outputs.mask_logits, zept.table, model.score_names)
         return label_logits(masks, (*organs, *ids), num_labels), scores
 
     return forward

@@ -40,6 +40,7 @@ _ANY = {
 _OTHER = {
     'fallbacks': ('case score fell back', 'cases', True),
     'parameters': ('parameters', 'M', True),
+    'gflop': ('forward pass of a patch', 'GFLOP', True),
     'train_time': ('training time', 'min', True),
 }
 
@@ -52,7 +53,7 @@ class Column:
         key: as the study file writes it.
         metric: its first part.
         title: heading.
-        unit: '%' (values are fractions), 'mm', 'M', 'min' or 'cases'.
+        unit: '%' (values are fractions), 'mm', 'M', 'GFLOP', 'min' or 'cases'.
         lower_is_better: whether a smaller value is better.
         region: of `REGIONS`, of voxel metrics.
         pooling: 'case_mean' or 'pooled', of voxel metrics.
@@ -94,6 +95,7 @@ class Evaluation:
         zero_shot: names of the OOD classes that the model predicts all the same.
         cohort: `plan.Run.cohort`; what is of one cohort has the same cases.
         parameters: number of parameters, None if unknown.
+        gflop: operations of one forward pass of one patch, 1e9, None if unknown.
         train_s: seconds of training, None if unknown.
     """
 
@@ -105,6 +107,7 @@ class Evaluation:
     zero_shot: tuple[str, ...] = ()
     cohort: str = ''
     parameters: int | None = None
+    gflop: float | None = None
     train_s: float | None = None
 
 
@@ -323,8 +326,11 @@ def _other(evaluation: Evaluation, column: Column) -> Measured | None:
         cases = evaluation.cases
         fell = [case['case_score_fallback'] for case in cases]
         return Measured(float(sum(region is not None for region in fell)))
-    value = evaluation.parameters if column.metric == 'parameters' else evaluation.train_s
-    scale = 1e6 if column.metric == 'parameters' else 60.0
+    value, scale = {
+        'parameters': (evaluation.parameters, 1e6),
+        'gflop': (evaluation.gflop, 1.0),
+        'train_time': (evaluation.train_s, 60.0),
+    }[column.metric]
     return None if value is None else Measured(value / scale)
 
 

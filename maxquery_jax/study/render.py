@@ -7,7 +7,7 @@ NOT_RUN = 'not run'
 NOT_MEASURED = 'not measured'
 UNDEFINED = '-'
 
-_DIGITS = {'%': 1, 'mm': 1, 'M': 2, 'min': 1, 'cases': 1}
+_DIGITS = {'%': 1, 'mm': 1, 'M': 2, 'GFLOP': 2, 'min': 1, 'cases': 1}
 _MEANINGS = {  # metric to what a reader must know about its column
     'dice': (
         'Dice: mean over the inlier cases, 0 where a type was predicted that the truth lacks, then '
@@ -18,6 +18,9 @@ _MEANINGS = {  # metric to what a reader must know about its column
     'fallbacks': (
         'Case score fell back: cases without predicted tumour, scored over the predicted organ or '
         'the volume.'
+    ),
+    'gflop': (
+        'Forward pass of a patch: operations of the network at prediction, a multiply-add as two.'
     ),
     'train_time': 'Training time: steps of all stages, shared ones included, without compilation.',
 }
@@ -173,7 +176,7 @@ def _order(table: Mapping[str, Any]) -> list[str]:
 
 def _title(column: Mapping[str, Any]) -> str:
     unit = '' if column['unit'] == '%' else f' ({column["unit"]})'
-    arrow = {'cases': '', 'M': '', 'min': ''}.get(
+    arrow = {'cases': '', 'M': '', 'GFLOP': '', 'min': ''}.get(
         column['unit'], ' ↓' if column['lower_is_better'] else ' ↑'
     )
     return f'{column["title"]}{unit}{arrow}'

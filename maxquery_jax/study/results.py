@@ -88,10 +88,12 @@ def load(
         evaluation = _merge([read_summary(path) for path in paths], paths)
         seconds = [train_seconds(run) for run in members]
         known = [value for value in seconds if value is not None]
+        record = read_record(members[0].path)
         found.setdefault(variant, {})[seed] = dataclasses.replace(
             evaluation,
             cohort=members[0].cohort,
-            parameters=read_record(members[0].path).get('parameters'),
+            parameters=record.get('parameters'),
+            gflop=record.get('gflop'),
             train_s=sum(known) / len(known) if known else None,
         )
     _require_same_cases(found)

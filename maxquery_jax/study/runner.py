@@ -35,6 +35,7 @@ from maxquery_jax.study.results import (
 from maxquery_jax.study.spec import Study, parse_study
 from maxquery_jax.train.experiment import train
 from maxquery_jax.train.run_dir import CONFIG, RunDir
+from maxquery_jax.train.stage import count_forward_flops
 from maxquery_jax.typing import Config
 
 POLL_S = 5.0
@@ -187,6 +188,7 @@ def _finish(study: Study, job: _Job) -> None:
     if is_finished(study, run):
         _require_same_config(job)
         _require_same_options(run, options)
+        _record_flops(study, job)
         print(f'{title}: finished before', flush=True)
         return
     started = time.perf_counter()
@@ -209,8 +211,26 @@ def _finish(study: Study, job: _Job) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     record = {'parameters': parameters, 'predict': options}
     write_json(run.path / RECORD, besides | read_record(run.path) | record)
+    _record_flops(study, job)
     jax.clear_caches()  # compiled programs of one run are of no use to the next
     print(f'{title}: {now - started:.0f} s', flush=True)
+
+
+def _record_flops(study: Study, job: _Job) -> None:
+    """Notes the operations of the network, where a table shows them and they are not there yet."""
+    run, record = job.run, read_record(job.run.path)
+    if 'gflop' in record or not study.shows(run.variant, 'gflop'):
+        return
+    stage = [*(name for _, name, _ in run.taken), *run.stages][-1]
+    data = read_json(run.model_path / 'manifest.json', fix='restore the file')['data']
+    flops = count_forward_flops(
+        job.config,
+        job.config[stage].objective,
+        num_classes=sum(label['role'] != 'ood' for label in data['labels']),
+        num_channels=len(data['channels']),
+        spacing_mm=tuple(data['spacing_mm']),
+    )
+    write_json(run.path / RECORD, record | {'gflop': flops / 1e9})
 
 
 def _evaluate(

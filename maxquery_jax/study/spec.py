@@ -107,6 +107,15 @@ class Study:
         rows = [row for table in self.tables for row in table.rows if row.variant == variant]
         return tuple(dict.fromkeys(row.score for row in rows if row.score))
 
+    def shows(self, variant: str, metric: str) -> bool:
+        """Whether some table has a column of this metric and a row of this variant."""
+        return any(
+            metric in {column.metric for column in table.columns}
+            for table in self.tables
+            for row in table.rows
+            if row.variant == variant
+        )
+
 
 def parse_study(data: Mapping[str, Any]) -> Study:
     """Checks what `get_study()` of a study file returned.

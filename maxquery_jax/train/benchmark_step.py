@@ -13,7 +13,7 @@ from maxquery_jax.data.taxonomy import TAXONOMY
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train.rngs import stream
-from maxquery_jax.train.stage import build_stage, count_flops
+from maxquery_jax.train.stage import Stage, build_stage, count_flops, count_forward_flops
 from maxquery_jax.train.state import count_parameters, init_params
 from maxquery_jax.train.validate import validate
 from maxquery_jax.typing import Config
@@ -63,6 +63,41 @@ def synthetic_manifest(
         cases={},
         source='',
     )
+
+
+def network_size(config: Config, stage_name: str, manifest: Manifest) -> dict[str, Any]:
+    """What the network of a stage needs, from shapes alone: nothing is computed or compiled.
+
+    Args:
+        config: the experiment.
+        stage_name: one of its stages.
+        manifest: classes, channels and spacing.
+
+    Returns:
+        Parameters, and GFLOP of a forward pass and of a training step of one patch.
+    """
+    validate(config)
+    stage = build_stage(config, stage_name, manifest, make_mesh(data=1))
+    return {
+        'config': f'{config.name}:{config.variant}',
+        'stage': stage_name,
+        'patch_size': list(stage.patch_size),
+        'num_classes': manifest.num_classes,
+        'parameters': count_parameters(stage.layout.params),
+        'gflop_forward': _gflop_forward(config, stage, manifest),
+        'gflop_step': count_flops(config, stage, manifest) / 1e9,
+    }
+
+
+def _gflop_forward(config: Config, stage: Stage, manifest: Manifest) -> float:
+    flops = count_forward_flops(
+        config,
+        stage.config.objective,
+        num_classes=manifest.num_classes,
+        num_channels=len(manifest.channels),
+        spacing_mm=manifest.spacing_mm,
+    )
+    return flops / 1e9
 
 
 def benchmark_step(

@@ -8,8 +8,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from flax.core import meta
 from jax.sharding import Mesh
 
 from maxquery_jax.augment import policy as augment_policy
@@ -23,6 +23,7 @@ from maxquery_jax.optim import build_optimizer, keep_fixed
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import DATA, FSDP
 from maxquery_jax.train import steps, zept_stage
+from maxquery_jax.train.flops import program_flops
 from maxquery_jax.train.layout import StateLayout
 from maxquery_jax.train.rngs import stream_key
 from maxquery_jax.train.state import abstract_params
@@ -243,10 +244,7 @@ def _make_objective(cfg: Config, config: Config, manifest: Manifest, form: str) 
 
 
 def count_flops(config: Config, stage: Stage, manifest: Manifest) -> float:
-    """Floating-point operations of one forward and backward pass of one patch.
-
-    Counted on the plain convolutions: XLA counts the body of a scan once.
-    """
+    """Operations of one forward and backward pass of one patch, on the plain convolutions."""
     model = make_model(
         config, stage.config.objective, manifest.num_classes, manifest.spacing_mm, 'plain'
     )
@@ -264,5 +262,28 @@ def count_flops(config: Config, stage: Stage, manifest: Manifest) -> float:
         )
         return objective(outputs, label)[0]
 
-    cost = jax.jit(jax.grad(loss)).lower(params, image, label).cost_analysis()
-    return float(cost['flops']) if cost else float(np.nan)
+    return program_flops(jax.grad(loss), params, image, label)
+
+
+def count_forward_flops(
+    config: Config,
+    objective: str,
+    *,
+    num_classes: int,
+    num_channels: int,
+    spacing_mm: tuple[float, ...],
+) -> float:
+    """Operations of one forward pass of one patch at prediction, whatever forms it runs in.
+
+    Args:
+        config: the experiment.
+        objective: of one of its stages.
+        num_classes: K, background included.
+        num_channels: P.
+        spacing_mm: (z, y, x).
+    """
+    model = make_model(config, objective, num_classes, spacing_mm, 'plain')
+    patch_size = tuple(config.data.patch_size)
+    image = jax.ShapeDtypeStruct((1, *patch_size, num_channels), jnp.float32)
+    params = meta.unbox(abstract_params(model, image.shape))
+    return program_flops(lambda p, x: model.apply({'params': p}, x), params, image)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from zept_model import (
     CHANNELS,
+    INTENSITY,
     LABELS,
     PATCH,
     SPACING,
+    TABLE,
     make_zept_model,
     outputs_of,
     random_hu,
@@ -23,7 +25,9 @@ from maxquery_jax.inference.decision import NestedDecision, is_predicted, mark_p
 from maxquery_jax.inference.ensemble import combine
 from maxquery_jax.inference.predict import predict
 from maxquery_jax.inference.sliding_window import plan_tiles, predict_volume
+from maxquery_jax.inference.zept_forward import make_zept_forward
 from maxquery_jax.report.labels import LabelTable
+from tests.models.test_zept import build
 
 TILES = (2, *PATCH, len(CHANNELS))
 QUERY_OF_LABEL = {1: 1, 2: 0, 3: 4, 4: 3}  # by the names in zept_model
@@ -80,17 +84,43 @@ def test_a_channel_per_label(tiles, stage):
 def test_scores(tiles):
     outputs = outputs_at(2)
     _, scores = forward_of(2)(model_of(2).params, tiles)
-    assert model_of(2).score_names == ('tumour_logit', 'unseen_logit', 'query_logit')
+    assert model_of(2).score_names == (
+        'tumour_logit', 'unseen_logit', 'query_logit', 'tumour_anomaly_logit'
+    )  # fmt: skip
+    organs, tumours = outputs.mask_logits[:, :3], outputs.mask_logits[:, 3:]
     expected = {
-        'tumour_logit': outputs.mask_logits[:, 3:].max(1),
+        'tumour_logit': tumours.max(1),
         'unseen_logit': outputs.mask_logits[:, 3],
-        'query_logit': -outputs.mask_logits[:, :3].max(1),
+        'query_logit': -organs.max(1),
+        'tumour_anomaly_logit': tumours.max(1) - organs.max(1),
     }
+    assert set(scores) == set(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(scores[name], values, rtol=1e-4, atol=1e-4)
     assert model_of(1).score_names == ('query_logit',)
     with pytest.raises(UserError, match='has no score .tumour_logit.'):
         model_of(1).choose_scores(['tumour_logit'])
+
+
+def test_a_network_that_adds_the_anomaly_map_itself_has_it_once(tiles):
+    """`anomaly_logit_bias`: the tumours' logits are the sum already."""
+    plain = model_of(2)
+    network = build(hosts=((0,), (0, 2)), anomaly_logit_bias=True)
+    forward = make_zept_forward(network, INTENSITY, len(LABELS), TABLE, plain.score_names)
+    _, scores = jax.jit(forward)(plain.params, tiles)
+    _, others = forward_of(2)(plain.params, tiles)
+    expected = np.asarray(others['tumour_anomaly_logit'])
+    for name in ('tumour_logit', 'tumour_anomaly_logit'):
+        np.testing.assert_allclose(scores[name], expected, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(others['tumour_logit'], expected, atol=0.1)
+
+
+def test_the_sum_of_the_maps_is_the_map_of_the_sum(predicted):
+    """Of a whole scan, over whose tiles the maps are means; files hold half precision."""
+    _, folder, _ = predicted
+    parts = [read_map(folder / f'x_ood{end}.nii.gz') for end in ('', '-query_logit')]
+    found = read_map(folder / 'x_ood-tumour_anomaly_logit.nii.gz')
+    np.testing.assert_allclose(found, sum(parts), rtol=2e-3, atol=2e-3 * np.abs(parts).max())
 
 
 def test_which_classes_are_predicted():

@@ -23,6 +23,7 @@ from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
+SCORES = ('tumour_logit', 'unseen_logit', 'query_logit', 'tumour_anomaly_logit')
 
 
 def tiny(words='demo'):
@@ -100,7 +101,7 @@ def test_stage_two_refuses_other_initial_weights(run, tmp_path):
 def test_predict_and_evaluate(run):
     predict(load_model(run), output=run / 'predictions/test', split='test', scores=('all',))
     summary = evaluate(model=run, resamples=20)
-    assert set(summary['scores']) == {'query_logit', 'tumour_logit', 'unseen_logit'}
+    assert set(summary['scores']) == set(SCORES) and summary['scores'][0] == SCORES[0]
     names = {key.split('/')[1] for key in summary['metrics'] if key.startswith('dice/')}
     assert {'liver', 'liver_tumor', 'colon_tumor'} <= names  # organ, seen and unseen tumour
     assert summary['counts']['ood_cases'] == 2 and len(summary['ood_by_class']) >= 1
@@ -162,6 +163,26 @@ def test_universal_model_trains_and_predicts(run, tmp_path):
     config.data.store = str(run / 'phantom/store')
     train(config, tmp_path / 'universal')
     model = load_model(tmp_path / 'universal')
-    assert model.is_nested and model.score_names == ('tumour_logit', 'unseen_logit', 'query_logit')
+    assert model.is_nested and model.score_names == SCORES
     predict(model, output=tmp_path / 'out', split='test', scores=('all',))
     assert len(list((tmp_path / 'out').glob('*_ood-unseen_logit.nii.gz'))) == 3
+
+
+def test_synthcp_trains_and_predicts_on_the_same_cases(run, tmp_path):
+    """Its segmenter knows the seen classes alone; unseen tumours have its score."""
+    config = tiny('demo,synthcp')
+    config.data.phantom = {}
+    config.data.store = str(run / 'phantom/store')
+    config.model.synthcp.update(base_features=4, max_features=8, label_features=4)
+    config.model.synthcp.update(discriminator_features=4, discriminator_layers=1)
+    config.model.synthcp.discriminator_scales = 1
+    config.validation.batches = 0
+    train(config, tmp_path / 'run')
+    model = load_model(tmp_path / 'run')
+    assert (model.stage, model.step) == ('synth', 4) and not model.is_nested
+    assert model.score_names[0] == 'synthcp' and model.num_classes < len(model.labels)
+    predict(model, output=tmp_path / 'run/predictions/test', split='test')
+    summary = evaluate(model=tmp_path / 'run', resamples=20)
+    assert summary['scores'] == ['synthcp'] and summary['counts']['ood_cases'] == 2
+    for entry in summary['ood_by_class'].values():
+        assert entry['scores']['synthcp']['organ']['auroc']['value'] is not None

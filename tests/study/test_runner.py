@@ -47,7 +47,9 @@ class Fakes:
         folder = RunDir(path)
         folder.write_config(json.loads(config.to_json_best_effort()), defaults)
         folder.close()
-        (path / 'manifest.json').write_text(json.dumps({'store': 'S'}))
+        labels = [{'role': role} for role in ('background', 'organ', 'tumour', 'ood')]
+        data = {'labels': labels, 'channels': ['venous'], 'spacing_mm': [3, 2, 1]}
+        (path / 'manifest.json').write_text(json.dumps({'store': 'S', 'data': data}))
         for stage in config.stages:
             step = path / 'checkpoints' / stage / '2'
             if not step.is_dir():
@@ -56,6 +58,10 @@ class Fakes:
 
     def load_model(self, path):
         return types.SimpleNamespace(params=(), store='S', path=path)
+
+    def count_forward_flops(self, config, objective, **data):
+        self.note(f'count {config.variant} {objective} {" ".join(map(str, data.values()))}')
+        return 3e9
 
     def load_ensemble(self, paths):
         members = '+'.join(path.name for path in paths)
@@ -79,7 +85,8 @@ class Fakes:
 @pytest.fixture
 def fakes(tmp_path, monkeypatch):
     found = Fakes(tmp_path)
-    for name in ('train', 'load_model', 'load_ensemble', 'predict', 'evaluate'):
+    calls = ('train', 'load_model', 'load_ensemble', 'predict', 'evaluate', 'count_forward_flops')
+    for name in calls:
         monkeypatch.setattr(runner, name, getattr(found, name))
     monkeypatch.setattr(runner, 'POLL_S', 0.01)
     return found
@@ -195,7 +202,7 @@ def test_a_variant_that_only_predicts_otherwise(fakes, tmp_path):
     assert fakes.calls() == [*ALL[:4], again[0], *again]
     done = json.loads((tmp_path / 'w/boxed/seed0/predictions/test/done').read_text())
     assert done[0] == str(tmp_path / 'w/qd/seed0')  # the model
-    assert json.loads((tmp_path / 'w/boxed/seed0/manifest.json').read_text()) == {'store': 'S'}
+    assert json.loads((tmp_path / 'w/boxed/seed0/manifest.json').read_text())['store'] == 'S'
     assert not (tmp_path / 'w/boxed/seed0/config.json').exists()
     runs = runner.plan(spec(boxes='truth'), tiny_config, tmp_path / 'w')
     assert set(load(spec(boxes='truth'), runs, ('test',))) == {'qd', 'boxed'}
@@ -203,6 +210,26 @@ def test_a_variant_that_only_predicts_otherwise(fakes, tmp_path):
     assert len(fakes.calls()) == 7
     (failed,) = run(spec(mirror=True), tmp_path / 'w')
     assert "was predicted with {'boxes': 'truth'}, the study now says {'mirror': True}" in failed
+
+
+def test_operations_are_counted_once_where_a_table_shows_them(fakes, tmp_path):
+    """Of a run that finished before, too; of one that only predicts otherwise, its model's."""
+    variants = {'qd': {}, 'boxed': {'share': 'qd', 'predict': {'boxes': 'truth'}}}
+
+    def spec(*columns):
+        rows = tuple({'title': name, 'variant': name, 'score': 's'} for name in variants)
+        shown = table(rows=rows, columns=columns)
+        return parse_study(study(seeds=(0,), variants=variants, tables=(shown,)))
+
+    run(spec('auroc'), tmp_path / 'w')
+    assert not any(call.startswith('count') for call in fakes.calls())
+    before = len(fakes.calls())
+    for _ in range(2):
+        assert run(spec('auroc', 'gflop'), tmp_path / 'w') == []
+        assert fakes.calls()[before:] == ['count demo maxquery 3 1 (3, 2, 1)'] * 2
+    runs = runner.plan(spec('gflop'), tiny_config, tmp_path / 'w')
+    found = load(spec('gflop'), runs, ('test',))
+    assert [found[name][0].gflop for name in variants] == [3.0, 3.0]
 
 
 def test_parts_of_two_hosts_do_everything_once(fakes, tmp_path):

@@ -114,8 +114,18 @@ def test_a_score_that_a_run_does_not_give_would_be_found(tmp_path):
 def test_scores_of_zept_follow_its_queries(tmp_path):
     study, make_config = opened(ROOT / 'configs/studies/zept_all.py')
     configs = {run.variant: run.config for run in plan(study, make_config, tmp_path)}
-    assert available_scores(configs['zept']) == {'tumour_logit', 'unseen_logit', 'query_logit'}
+    own = {'tumour_logit', 'unseen_logit', 'query_logit', 'tumour_anomaly_logit'}
+    assert available_scores(configs['zept']) == own
     assert available_scores(configs['universal']) is None
+
+
+def test_the_ood_methods_of_zept_share_one_segmenter(tmp_path):
+    study, make_config = opened(ROOT / 'configs/studies/zept_table1.py')
+    runs = {run.variant: run for run in plan(study, make_config, tmp_path) if run.seed == 0}
+    for name, stage in (('synthcp', 'synth'), ('maxquery', 'finetune')):
+        assert list(runs[name].stages) == [stage]
+        assert [taken[:2] for taken in runs[name].taken] == [(runs['nnunet'].path, 'pretrain')]
+    assert runs['synthcp'].stages['synth'] == runs['zept'].stages['stage2']
 
 
 @pytest.mark.parametrize('words', ['demo', 'demo,seen_lung_liver', 'demo,seen_pancreas_liver'])

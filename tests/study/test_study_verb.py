@@ -26,7 +26,7 @@ def get_study():
         tables=(
             study_helper.table(
                 name='tiny',
-                columns=('auroc', 'case_auc', 'dice/types', 'parameters', 'train_time'),
+                columns=('auroc', 'case_auc', 'dice/types', 'parameters', 'gflop', 'train_time'),
                 rows=ROWS,
                 pairs=(('Ours', 'w/o QD'),),
                 reference={'paper, liver': {'Ours': {'auroc': 88.75}, 'SML': {'auroc': 86.64}}},
@@ -72,7 +72,9 @@ def test_a_study_runs_shares_stages_and_continues(run, tmp_path):
     ours, maxlogit, ablated = data['rows']
     assert ours['cells']['parameters'] == maxlogit['cells']['parameters']
     assert ours['cells']['parameters']['value'] > 0 and ablated['seeds'] == [0]
+    assert ours['cells']['gflop'] == ablated['cells']['gflop'] != {}  # one network, two losses
     text = (work / 'tables/tiny.md').read_text()
+    assert '| forward pass of a patch (GFLOP) |' in text and 'a multiply-add as two' in text
     assert '*88.75*' in text and '*paper, liver:* AUROC' in text and '| *SML* |' in text
 
     before = {p.relative_to(work): p.stat().st_mtime_ns for p in work.glob('qd/*/summary.json')}

@@ -51,13 +51,13 @@ def evaluation(shift=0.0, **fields):
         ('lesion_sensitivity', 2 / 4),
         ('lesion_sensitivity/b', 0 / 1),
         ('parameters', 2.5),
+        ('gflop', 4.25),
         ('train_time', 3.0),
     ],
 )
 def test_columns_by_hand(column, expected):
-    found = measure(
-        evaluation(parameters=2_500_000, train_s=180.0), parse_column(column, 'test'), 's'
-    )
+    known = evaluation(parameters=2_500_000, gflop=4.25, train_s=180.0)
+    found = measure(known, parse_column(column, 'test'), 's')
     assert found is not None and found.value == pytest.approx(float(expected))
 
 
@@ -71,7 +71,7 @@ def test_dice_of_all_cases_and_of_those_that_hold_the_type():
     assert holding is not None and holding.value == pytest.approx((0.5 + 0.7) / 2)
 
 
-@pytest.mark.parametrize('column', ['nsd', 'hd95/a', 'parameters', 'auroc/whole/pooled'])
+@pytest.mark.parametrize('column', ['nsd', 'hd95/a', 'parameters', 'gflop', 'auroc/whole/pooled'])
 def test_what_summaries_lack_is_not_measured(column):
     assert measure(evaluation(), parse_column(column, 'test'), 's') is None
 

@@ -25,8 +25,9 @@ TINY = [
 ]
 
 
-def benchmark(python, *flags):
-    return processes.run([python, '-m', 'launch.benchmark', '--part=step', *TINY, *flags], cwd=ROOT)
+def benchmark(python, *flags, part='step'):
+    command = [python, '-m', 'launch.benchmark', f'--part={part}', *TINY, *flags]
+    return processes.run(command, cwd=ROOT)
 
 
 @pytest.mark.integration
@@ -41,7 +42,12 @@ def test_the_command_measures_real_steps(python, tmp_path):
     assert figures['num_steps'] == 2
     assert 0 < figures['step_s_min'] <= figures['step_s_median'] <= figures['step_s_max']
     assert figures['loss_last'] < figures['loss_first']  # the same batch thrice
-    assert figures['parameters'] > 0 and figures['gflop_per_step'] > 0
+    size = benchmark(python, part='size')
+    assert size.returncode == 0, size.stderr
+    counted = json.loads(size.stdout)
+    for name in ('config', 'stage', 'patch_size', 'num_classes', 'parameters'):
+        assert figures[name] == counted[name]
+    assert figures['gflop_per_step'] == 2 * counted['gflop_step'] > 4 * counted['gflop_forward'] > 0
     assert figures['compile_s'] > 0 and figures['peak_rss_gib'] > 0
 
 
