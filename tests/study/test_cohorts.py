@@ -78,7 +78,11 @@ def test_two_cohorts_are_generated_side_by_side(tmp_path):
     cases = {}
     for run in runs:
         path = opened.store_of(run)
+        subtypes = pathlib.Path(path).parent / 'raw/subtypes.csv'
+        before = subtypes.read_bytes()
+        subtypes.unlink()  # as a cohort of an older program
         assert path == opened.store_of(run)  # what is there is used again
+        assert subtypes.read_bytes() == before
         manifest = json.loads((pathlib.Path(path) / 'manifest.json').read_text())
         cases[run.variant] = len(manifest['splits']['train'])
     assert cases == {'base': 3, 'other': 4}
