@@ -191,7 +191,7 @@ def table5() -> dict[str, Any]:
 
 
 def table9() -> dict[str, Any]:
-    """Unseen colon tumours by subtype."""
+    """Unseen colon tumours by subtype (`subtypes.csv` of the cohort)."""
     groups = ('colon_tumor@colon_adenocarcinoma', 'colon_tumor@colon_mucinous', 'colon_tumor')
     return {
         'name': 'zept_table9',

@@ -294,9 +294,10 @@ def _group_rows(summary: dict[str, Any], group: dict[str, Any], score: str) -> l
         keys = [f'ood/{score}/organ/case_mean/{metric}' for metric in METRICS]
         count = str(group['counts']['ood_cases'])
         rows.append(('any OOD', *(_cell(group, key) for key in keys), '-', '-', count))
-    known = [row for row in _class_rows(summary) if row[1] != 'zero-shot' and row[2] != '_any']
     shown = [(name, '', name) for name in unknown]
-    shown += [(name, end, key) for name, role, end, key in known if role != 'organ' or end]
+    for name, role, ending, member in _class_rows(summary):
+        if (role, ending) in (('tumour', ''), ('organ', '_mean')):
+            shown.append((name, ending, member))
     for name, ending, member in shown:
         keys = [f'{kind}{ending}/{member}/present_mean' for kind in ('dice', 'nsd')]
         if name in unknown or keys[0] in group['metrics']:
