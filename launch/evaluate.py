@@ -63,9 +63,7 @@ _PART = flags.DEFINE_string(
 _MERGE = flags.DEFINE_integer(
     'merge', None, 'n: make the summary of the n parts that --part has measured.', lower_bound=1
 )
-_GROUPS = flags.DEFINE_string(
-    'groups', None, 'CSV file "case,NAME": the metrics of each group of cases, too.'
-)
+_GROUPS = flags.DEFINE_string('groups', None, 'CSV file "case,NAME": metrics by group, too.')
 
 
 def main() -> None:
@@ -83,8 +81,13 @@ def main() -> None:
         'lesion_overlap': _LESION_OVERLAP.value,
     }
     if _PART.value is None:
-        drawing = {'resamples': _RESAMPLES.value, 'seed': _SEED.value}
-        evaluate(**measuring, **drawing, merge=_MERGE.value, groups=_GROUPS.value)
+        evaluate(
+            **measuring,
+            resamples=_RESAMPLES.value,
+            seed=_SEED.value,
+            merge=_MERGE.value,
+            groups=_GROUPS.value,
+        )
     elif _MERGE.value is None:
         evaluate_part(_PART.value, **measuring)
     else:

@@ -1,4 +1,4 @@
-"""The CSV file that says which group a case is in: what is read, and what is refused in one line."""
+"""The CSV file that says which group a case is in: what is read, what is refused in one line."""
 
 import pytest
 

@@ -142,11 +142,11 @@ def test_a_case_of_several_types_joins_them_and_a_healthy_one_is_not_listed(tmp_
     def found(*types):
         return [{'type': name, 'volume_ml': volume} for name, volume in types]
 
-    tumours = {
-        'b': found(('papillary_rcc', 3.0), ('hcc', 1.0), ('hcc', 0.5)),
-        'a': found(('cyst', 0.0)),  # overwritten by nothing in the labels
-        'c': [],
+    tumours = {  # as workers finish them
         'd': found(('fnh', 0.01)),
+        'b': found(('papillary_rcc', 3.0), ('hcc', 1.0), ('hcc', 0.5)),
+        'a': found(('cyst', 0.0)),  # another tumour took its voxels
+        'c': [],
     }
     write_subtypes(tmp_path, tumours)
     text = (tmp_path / 'subtypes.csv').read_text()

@@ -112,8 +112,7 @@ def test_rows_of_other_splits_are_no_fault_and_unknown_cases_are(folder, tmp_pat
     run, groups = tmp_path / 'run', tmp_path / 'groups.csv'
     splits = {'train': ['a', 'c'], 'val': [], 'test': ['b', 'd', 'e']}
     helper.write_run(run, tmp_path / 'store', folder / 'raw', splits)
-    (run / 'predictions').mkdir()
-    (run / 'predictions/test').symlink_to(folder / 'predictions')
+    helper.write_predictions(run / 'predictions/test', cases=splits['test'])
     groups.write_text('case,subtype\na,x\nb,x\nc,y\nd,y\n')
     summary = evaluate(model=run, groups=groups, resamples=RESAMPLES)
     members = {name: group['cases'] for name, group in summary['groups']['by_name'].items()}
