@@ -3,6 +3,7 @@
     python -m launch.evaluate --model=RUN
     python -m launch.evaluate --model=RUN --split=val
     python -m launch.evaluate --predictions=DIR --labels=DIR [--label_map=F] [--output=DIR]
+    python -m launch.evaluate --model=RUN --groups=subtypes.csv
     python -m launch.evaluate --model=RUN --part=1/2    # on one host
     python -m launch.evaluate --model=RUN --part=2/2    # on another
     python -m launch.evaluate --model=RUN --merge=2     # when both are done
@@ -13,7 +14,8 @@ each X_seg.nii.gz, in the same geometry. Labels that join left and right, or tha
 masks X/NAME.nii.gz, need --label_map=STORE/manifest.json, which says how to read them. Writes
 summary.json (docs/summary_schema.md) and cases.csv. Parts are left beside it in
 summary.i_of_n.npz; the merge checks them against today's files and flags and gives the very
-summary that one process would have written.
+summary that one process would have written. --groups adds the metrics of each group of cases, by a
+CSV file with the header case,NAME; with parts, give it to the merge.
 """
 
 from absl import flags
@@ -61,6 +63,7 @@ _PART = flags.DEFINE_string(
 _MERGE = flags.DEFINE_integer(
     'merge', None, 'n: make the summary of the n parts that --part has measured.', lower_bound=1
 )
+_GROUPS = flags.DEFINE_string('groups', None, 'CSV file "case,NAME": metrics by group, too.')
 
 
 def main() -> None:
@@ -78,7 +81,13 @@ def main() -> None:
         'lesion_overlap': _LESION_OVERLAP.value,
     }
     if _PART.value is None:
-        evaluate(**measuring, resamples=_RESAMPLES.value, seed=_SEED.value, merge=_MERGE.value)
+        evaluate(
+            **measuring,
+            resamples=_RESAMPLES.value,
+            seed=_SEED.value,
+            merge=_MERGE.value,
+            groups=_GROUPS.value,
+        )
     elif _MERGE.value is None:
         evaluate_part(_PART.value, **measuring)
     else:

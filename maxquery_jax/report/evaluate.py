@@ -9,6 +9,7 @@ import os
 import pathlib
 from typing import Any
 
+from maxquery_jax.data.groups import read_groups
 from maxquery_jax.errors import UserError
 from maxquery_jax.metrics.bootstrap import NUM_RESAMPLES
 from maxquery_jax.parallel.parts import WHOLE, Part
@@ -42,6 +43,7 @@ def evaluate(
     resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     merge: int | None = None,
+    groups: PathLike | None = None,
 ) -> dict[str, Any]:
     """Evaluates predictions, writes `summary.json` and `cases.csv` and prints the tables.
 
@@ -64,6 +66,8 @@ def evaluate(
         seed: of the bootstrap.
         merge: number of parts that `evaluate_part` has measured; they are read in place of
             measuring anything.
+        groups: CSV file, see `data.groups`: the summary has the metrics of each group of cases as
+            well. Rows of cases of other splits, or without a prediction, are left out.
 
     Returns:
         The content of `summary.json`.
@@ -75,6 +79,8 @@ def evaluate(
     settings.validate()
     found, default = _open(predictions, labels, label_map, model, split)
     assert found is not None
+    ids = [case.case for case in found.cases]
+    grouping = read_groups(groups).restrict(ids, found.known_cases) if groups else None
     folder = pathlib.Path(output) if output is not None else default
     if merge is None:
         progress = Progress('evaluate', len(found.cases))
@@ -84,9 +90,15 @@ def evaluate(
             raise UserError(f'--merge is the number of parts, 1 or more, got {merge}')
         progress = Progress('compare', len(found.cases))
         measured = read_parts(folder, merge, found, settings, on_case=progress.step)
-    drawing = {'resamples': resamples, 'seed': seed}
     summary = summarise(
-        measured, found.table, found.scores, name=found.name, settings=settings, **drawing
+        measured,
+        found.table,
+        found.scores,
+        name=found.name,
+        resamples=resamples,
+        seed=seed,
+        settings=settings,
+        groups=grouping,
     )
     write_summary(folder, summary)
     show(summary_tables(summary))

@@ -59,6 +59,7 @@ class PredictionSet:
         name: what the set is called in tables.
         folder: where the predictions are.
         unused_labels: truth files without a prediction.
+        known_cases: ids in the predictions, the truth and the store, evaluated or not.
     """
 
     cases: tuple[CaseFiles, ...]
@@ -68,6 +69,7 @@ class PredictionSet:
     name: str
     folder: pathlib.Path
     unused_labels: int = 0
+    known_cases: frozenset[str] = frozenset()
 
 
 def open_predictions(
@@ -108,11 +110,12 @@ def open_predictions(
                 table = _extend(table, LabelTable.from_json(data['labels'], where), where)
         else:
             raw_map = data
-    unused = 0
+    predicted = {case.case for case in cases}
+    present: set[str] = set()
     if labels is not None:
         cases = [_with_label(case, labels, manifest) for case in cases]
-        present = {_case_of(path.name) for path in _volumes(pathlib.Path(labels))}
-        unused = len(present - {case.case for case in cases})
+        files = [path.name for path in pathlib.Path(labels).iterdir()]
+        present = {_case_of(name) for name in files if name.endswith(_SUFFIXES)}
     if images is not None:
         cases = [
             dataclasses.replace(
@@ -127,7 +130,8 @@ def open_predictions(
         tuple(cases[0].scores),
         folder.name,
         folder,
-        unused,
+        len(present - predicted),
+        frozenset(predicted | present | set(manifest.cases if manifest else ())),
     )
 
 
@@ -377,10 +381,6 @@ def _from_source(case: CaseFiles, manifest: Manifest, folder: pathlib.Path) -> C
     needs_rules = manifest.has_label_rules or (label is not None and label.is_dir())
     rules = truth.TruthRules.of(manifest, case.case) if needs_rules else None
     return dataclasses.replace(case, label=label, image=image, rules=rules)
-
-
-def _volumes(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in folder.iterdir() if path.name.endswith(_SUFFIXES)]
 
 
 def _case_of(name: str) -> str:

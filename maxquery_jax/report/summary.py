@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from maxquery_jax.data.groups import Groups
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import read_json, write_text
 from maxquery_jax.metrics import bootstrap as bootstrap_lib
@@ -46,8 +47,9 @@ def summarise(
     resamples: int = bootstrap_lib.NUM_RESAMPLES,
     seed: int = 0,
     settings: Settings = DEFAULTS,
+    groups: Groups | None = None,
 ) -> dict[str, Any]:
-    """Computes every metric over cases.
+    """Computes every metric over cases, and over those of each group.
 
     Args:
         measurements: one per case, at least one; order does not matter.
@@ -57,25 +59,68 @@ def summarise(
         resamples: of the bootstrap.
         seed: of the bootstrap.
         settings: that the cases were measured with, for the record.
+        groups: of some of the cases.
 
     Returns:
         The content of `summary.json`: plain JSON values, undefined numbers are None.
     """
     cases = sorted(measurements, key=lambda measurement: measurement.case)
-    estimates = estimate_all(cases, table, scores, resamples=resamples, seed=seed)
-    estimate = functools.partial(bootstrap_lib.bootstrap, resamples=resamples, seed=seed)
+    drawing = {'resamples': resamples, 'seed': seed}
     return {
         'format': FORMAT,
         'version': VERSION,
         'name': name,
         'labels': table.to_json(),
         'scores': list(scores),
-        'metrics': {key: _entry(value) for key, value in estimates.items()},
         'headline': _headline(scores[0]),
-        **_by_class(cases, table, scores, estimate),
-        'counts': _counts(cases, table, scores),
+        **_over_cases(cases, table, scores, **drawing),
+        'groups': _over_groups(cases, table, scores, groups, **drawing) if groups else {},
         'policy': _policy(resamples, seed, settings, bool(table.zero_shot_ids)),
         'cases': [_case_entry(case, table, scores) for case in cases],
+    }
+
+
+def _over_cases(
+    cases: Sequence[CaseMeasurement],
+    table: LabelTable,
+    scores: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Every metric of a set of cases, and how many cases that are."""
+    drawing = {'resamples': resamples, 'seed': seed}
+    estimates = estimate_all(cases, table, scores, **drawing)
+    estimate = functools.partial(bootstrap_lib.bootstrap, **drawing)
+    return {
+        'metrics': {key: _entry(value) for key, value in estimates.items()},
+        **_by_class(cases, table, scores, estimate),
+        'counts': _counts(cases, table, scores),
+    }
+
+
+def _over_groups(
+    cases: Sequence[CaseMeasurement],
+    table: LabelTable,
+    scores: Sequence[str],
+    groups: Groups,
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The metrics of each group as if there were no other cases; those without a value left out."""
+    drawing = {'resamples': resamples, 'seed': seed}
+    found: dict[str, Any] = {}
+    for name in groups.names:
+        own = [case for case in cases if groups.group_of.get(case.case) == name]
+        found[name] = _over_cases(own, table, scores, **drawing)
+        metrics = found[name]['metrics'].items()
+        found[name]['metrics'] = {key: e for key, e in metrics if e['value'] is not None}
+        found[name]['cases'] = [case.case for case in own]
+    return {
+        'column': groups.column,
+        'ungrouped_cases': sum(case.case not in groups.group_of for case in cases),
+        'by_name': found,
     }
 
 

@@ -40,7 +40,7 @@ class Table:
 
 
 def summary_tables(summary: dict[str, Any]) -> list[Table]:
-    """Headline, OOD localisation, OOD classes, OOD cases, Dice, surfaces, lesions; in percent."""
+    """Headline, OOD voxels, OOD classes, OOD cases, Dice, surfaces, lesions, groups; in percent."""
     return [
         _headline(summary),
         _localisation(summary),
@@ -49,6 +49,7 @@ def summary_tables(summary: dict[str, Any]) -> list[Table]:
         _dice(summary),
         _surfaces(summary),
         _lesions(summary),
+        *_groups(summary),
     ]
 
 
@@ -265,6 +266,45 @@ def _lesions(summary: dict[str, Any]) -> Table:
         'false per case',
     )
     return Table(title, columns, tuple(cells))
+
+
+def _groups(summary: dict[str, Any]) -> list[Table]:
+    """A table per group of cases: OOD localisation by the default score, Dice and NSD."""
+    groups, score = summary.get('groups') or {}, summary['scores'][0]
+    columns = ('class', *(_TITLES[m] for m in METRICS), 'Dice', 'NSD', 'n cases')
+    tables = []
+    for name, group in groups.get('by_name', {}).items():
+        counts = group['counts']
+        title = (
+            f'{groups["column"]} {name}: {counts["cases"]} cases ({counts["inlier_cases"]} inlier, '
+            f'{counts["ood_cases"]} OOD), {score} in the organ region, Dice and NSD where present, '
+            '% [95% CI]'
+        )
+        tables.append(Table(title, columns, tuple(_group_rows(summary, group, score))))
+    return tables
+
+
+def _group_rows(summary: dict[str, Any], group: dict[str, Any], score: str) -> list[tuple]:
+    """OOD classes, then known tumours, that the group's cases hold, and the mean over organs."""
+    unknown = {n: part['scores'][score]['organ'] for n, part in group['ood_by_class'].items()}
+    ranks = {n: [_estimate(part[m]) for m in METRICS] for n, part in unknown.items()}
+    cases = {n: part['cases'] for n, part in group['ood_by_class'].items()}
+    rows = []
+    if len(unknown) > 1:
+        keys = [f'ood/{score}/organ/case_mean/{metric}' for metric in METRICS]
+        count = str(group['counts']['ood_cases'])
+        rows.append(('any OOD', *(_cell(group, key) for key in keys), '-', '-', count))
+    shown = [(name, '', name) for name in unknown]
+    for name, role, ending, member in _class_rows(summary):
+        if (role, ending) in (('tumour', ''), ('organ', '_mean')):
+            shown.append((name, ending, member))
+    for name, ending, member in shown:
+        keys = [f'{kind}{ending}/{member}/present_mean' for kind in ('dice', 'nsd')]
+        if name in unknown or keys[0] in group['metrics']:
+            count = cases[name] if name in cases else group['metrics'][keys[0]]['n']
+            shapes = (_cell(group, key) for key in keys)
+            rows.append((name, *ranks.get(name, '---'), *shapes, str(count)))
+    return rows
 
 
 def _class_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:

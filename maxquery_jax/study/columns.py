@@ -60,6 +60,7 @@ class Column:
         tumour: of one class; of several joined by '+', or of all with the role 'organ' or 'ood',
             the mean over them. '' is, of voxel metrics, all OOD voxels as one, and of the others
             the mean over the known tumour types.
+        group: whose cases alone count, such as a subtype; '' for all cases.
     """
 
     key: str
@@ -70,6 +71,7 @@ class Column:
     region: str = ''
     pooling: str = ''
     tumour: str = ''
+    group: str = ''
 
     @property
     def needs_score(self) -> bool:
@@ -97,6 +99,7 @@ class Evaluation:
         parameters: number of parameters, None if unknown.
         gflop: operations of one forward pass of one patch, 1e9, None if unknown.
         train_s: seconds of training, None if unknown.
+        group_of: case to its group, of those that are in one.
     """
 
     cases: Sequence[Mapping[str, Any]]
@@ -109,6 +112,12 @@ class Evaluation:
     parameters: int | None = None
     gflop: float | None = None
     train_s: float | None = None
+    group_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def of_group(self, group: str) -> 'Evaluation':
+        """The cases of a group alone; what summaries say of all cases is not known of these."""
+        cases = [case for case in self.cases if self.group_of.get(case['case']) == group]
+        return dataclasses.replace(self, cases=cases, metrics={}, ood_by_class={})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +148,17 @@ class Measured:
 def parse_column(key: str, where: str) -> Column:
     """Reads 'auroc', 'auroc/organ/pooled', 'auroc/colon_tumor', 'dice/cyst', 'dice/types', ...
 
+    '@GROUP' at the end of any of these is the same over the cases of one group.
+
     Raises:
         UserError: there is no such column.
     """
+    whole, at, group = key.partition('@')
+    if at:
+        column = parse_column(whole, where)
+        if group and column.is_compared and column.pooling != 'pooled':
+            return _of_group(column, group)
+        raise UserError(f'{where}: column {key!r}: name a group behind a mean over cases')
     metric, *rest = key.split('/')
     known = _VOXEL | _CASE | _CLASS | _ANY | _OTHER
     if metric not in known:
@@ -152,8 +169,7 @@ def parse_column(key: str, where: str) -> Column:
         raise UserError(f'{where}: column {key!r} has too many parts')
     if rest and rest[0] != TYPES:
         return class_column(metric, rest[0])
-    title, unit, lower = known[metric]
-    return Column(key, metric, title, unit, lower, tumour=rest[0] if rest else '')
+    return Column(key, metric, *known[metric], tumour=rest[0] if rest else '')
 
 
 def _parse_voxel_column(key: str, metric: str, parts: Sequence[str], where: str) -> Column:
@@ -186,6 +202,11 @@ def class_column(metric: str, tumour: str) -> Column:
     return Column(f'{metric}/{tumour}', metric, title, unit, lower, tumour=tumour)
 
 
+def _of_group(column: Column, group: str) -> Column:
+    named = {'key': f'{column.key}@{group}', 'title': f'{column.title} @ {group}'}
+    return dataclasses.replace(column, group=group, **named) if group else column
+
+
 def _class_title(tumour: str) -> str:
     names = tumour.split('+')
     label = f'{len(names)} classes' if len(names) > 1 else _GROUPS.get(tumour, tumour)
@@ -197,14 +218,17 @@ def expand(columns: Sequence[Column], tumours: Sequence[str]) -> tuple[Column, .
     found: list[Column] = []
     for column in columns:
         if column.tumour == TYPES:
-            found += [class_column(column.metric, name) for name in tumours]
+            found += [_of_group(class_column(column.metric, n), column.group) for n in tumours]
         else:
             found.append(column)
     return tuple(found)
 
 
 def measure(evaluation: Evaluation, column: Column, score: str) -> Measured | None:
-    """A column of one seed; None where the summaries do not hold it."""
+    """A column of one seed; None where the summaries do not hold it, or its group has no case."""
+    evaluation = evaluation.of_group(column.group) if column.group else evaluation
+    if not evaluation.cases:
+        return None
     if column.metric in _VOXEL:
         measured = _class_voxel if column.tumour else _voxel
         return measured(evaluation, column, score)
@@ -323,8 +347,7 @@ def _lesion_sensitivity(evaluation: Evaluation, column: Column) -> Measured | No
 
 def _other(evaluation: Evaluation, column: Column) -> Measured | None:
     if column.metric == 'fallbacks':
-        cases = evaluation.cases
-        fell = [case['case_score_fallback'] for case in cases]
+        fell = [case['case_score_fallback'] for case in evaluation.cases]
         return Measured(float(sum(region is not None for region in fell)))
     value, scale = {
         'parameters': (evaluation.parameters, 1e6),

@@ -28,6 +28,10 @@ _CLASS_VOXELS = (
     'AUROC, AUPR and FPR95 of an unseen class: its voxels against all that are not OOD, mean over '
     'the cases that hold it; its Dice and NSD are over all cases.'
 )
+_GROUPS = (
+    '@: only the cases whose tumours are of this subtype, as the raw data say in subtypes.csv, and '
+    'intervals over these: {counts}.'
+)
 _COHORTS = (
     'The rows are of {count} cohorts, since what they train on differs: as many cases each, the '
     'numbers above are of the first; patients have other tumours in each. Rows of different '
@@ -121,6 +125,9 @@ def _legend(table: Mapping[str, Any]) -> list[str]:
     joined = dict.fromkeys(c['tumour'] for c in table['columns'] if '+' in c['tumour'])
     for names in (text.split('+') for text in joined):
         meanings.append(f'{len(names)} classes: {", ".join(names)}.')
+    if table['groups']:
+        counts = ', '.join(f'{n} of {name}' for name, n in table['groups'].items())
+        meanings.append(_GROUPS.format(counts=counts))
     if meanings:
         lines += ['', ' '.join(meanings)]
     if table['cohorts'] > 1:

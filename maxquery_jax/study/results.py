@@ -1,10 +1,12 @@
 """What the finished runs of a study measured, by variant and seed."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from maxquery_jax.data.datasets.phantom.subtypes import read_subtypes
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import read_json
 from maxquery_jax.report.summary import VERSION, read_summary
@@ -64,7 +66,7 @@ def stored_scores(path: pathlib.Path) -> list[str]:
 
 
 def load(
-    study: Study, runs: Sequence[Run], splits: Sequence[str]
+    study: Study, runs: Sequence[Run], splits: Sequence[str], *, with_groups: bool = False
 ) -> dict[str, dict[int, Evaluation]]:
     """Evaluations by variant and seed; a seed that lacks a summary is left out.
 
@@ -72,10 +74,13 @@ def load(
         study: the study.
         runs: the whole plan.
         splits: whose cases are pooled.
+        with_groups: whether to read the subtypes of the cases, too.
 
     Raises:
-        UserError: a summary cannot be read, or variants were evaluated on different cases.
+        UserError: a summary or the file of subtypes is at fault, or variants were evaluated on
+            different cases.
     """
+    read_groups = functools.cache(_read_groups)  # runs share their store
     found: dict[str, dict[int, Evaluation]] = {}
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
@@ -95,9 +100,24 @@ def load(
             parameters=record.get('parameters'),
             gflop=record.get('gflop'),
             train_s=sum(known) / len(known) if known else None,
+            group_of=read_groups(_store_of(parts[0][0])) if with_groups else {},
         )
     _require_same_cases(found)
     return found
+
+
+def _store_of(folder: pathlib.Path) -> str:
+    """Store that a run was trained on; '' if it does not say."""
+    path = folder / 'manifest.json'
+    return read_json(path, fix='restore the file').get('store', '') if path.is_file() else ''
+
+
+def _read_groups(store: str) -> Mapping[str, str]:
+    """Subtype of each case of a store, from its raw data set; none if either is gone."""
+    path = pathlib.Path(store) / 'manifest.json'
+    if not store or not path.is_file():
+        return {}
+    return read_subtypes(pathlib.Path(read_json(path, fix='prepare the store again')['source']))
 
 
 def _folders(study: Study, members: Sequence[Run], split: str) -> list[pathlib.Path]:

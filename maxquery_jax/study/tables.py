@@ -56,6 +56,10 @@ def build_table(
             'inlier_cases': sum(not case['is_ood'] for case in cases),
             'ood_cases': sum(case['is_ood'] for case in cases),
         },
+        'groups': {
+            group: len(first.of_group(group).cases) if first else 0
+            for group in dict.fromkeys(column.group for column in columns if column.group)
+        },
         'cohorts': len({evaluation.cohort for evaluation in measured}),
         'resamples': RESAMPLES,
         'columns': [dataclasses.asdict(column) for column in columns],

@@ -29,7 +29,9 @@ def write_tables(
     runs = plan(study, make_config, workdir)
     heading = f'{study.title}. Made by `python -m launch.study {command}`, base `{study.base}`.'
     for spec in study.tables:
-        table = build_table(study, spec, results.load(study, runs, spec.splits))
+        has_groups = any(column.group for column in spec.columns)
+        found = results.load(study, runs, spec.splits, with_groups=has_groups)
+        table = build_table(study, spec, found)
         markdown = to_markdown(table, heading)
         write_text(workdir / 'tables' / f'{spec.name}.md', markdown)
         write_text(workdir / 'tables' / f'{spec.name}.json', json.dumps(table, indent=1) + '\n')

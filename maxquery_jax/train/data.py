@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 from maxquery_jax.data import pipeline
+from maxquery_jax.data.datasets.phantom.subtypes import add_subtypes
 from maxquery_jax.data.prepare import prepare
 from maxquery_jax.data.splits import SplitOptions, make_splits
 from maxquery_jax.data.store import Manifest, PatchStore
@@ -165,6 +166,7 @@ def _generate(spec: dict, folder: pathlib.Path) -> None:
                     '--workdir'
                 )
             _follow_move(store / 'manifest.json', raw)
+            add_subtypes(raw)  # a cohort of an older program
 
 
 def _follow_move(manifest: pathlib.Path, raw: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -13,9 +14,15 @@ from maxquery_jax.data.datasets.phantom import (
     AnnotatedGroup,
     CohortSpec,
     generate_case,
+    subtypes,
     write_cohort,
 )
 from maxquery_jax.data.datasets.phantom.spec import plan_cases
+from maxquery_jax.data.datasets.phantom.subtypes import (
+    add_subtypes,
+    read_subtypes,
+    write_subtypes,
+)
 from maxquery_jax.errors import UserError
 
 COARSE = {'shape_zyx': (22, 34, 40), 'spacing_mm': (8.0, 8.0, 8.0)}
@@ -93,7 +100,7 @@ def test_workers_do_not_change_the_data(tmp_path):
         write_cohort(tmp_path / str(workers), spec, workers=workers,
                      on_case=lambda *args: done.append(args))  # fmt: skip
     files = sorted(path.relative_to(tmp_path / '0') for path in (tmp_path / '0').rglob('*.*'))
-    assert len(files) == 7
+    assert len(files) == 8
     for name in files:
         assert (tmp_path / '0' / name).read_bytes() == (tmp_path / '2' / name).read_bytes(), name
     assert [args[1:] for args in done] == [(1, 3), (2, 3), (3, 3)] * 2
@@ -111,6 +118,66 @@ def test_several_phases_become_numbered_channels(tmp_path):
     ]  # fmt: skip
     (case,) = read_decathlon(tmp_path).cases
     assert len(case.images) == 2
+
+
+def test_subtypes_are_the_types_in_the_labels(tmp_path):
+    kinds = ('colon_tumor', 'kidney_tumor')
+    parts = {'num_train': 1, 'num_val': 0, 'num_test_inlier': 0, 'num_test_ood': 2}
+    spec = CohortSpec(task='abdomen', tumours=kinds, ood_labels=('colon_tumor',), **parts, **COARSE)
+    write_cohort(tmp_path, spec)
+    rows = (tmp_path / 'subtypes.csv').read_text().splitlines()
+    assert rows[0] == 'case,subtype'
+    listed = dict(row.split(',') for row in rows[1:])
+    label_of, names = spec.resolved_task.label_of, spec.resolved_task.labels
+    for plan in plan_cases(spec):
+        label = np.asarray(nib.load(tmp_path / f'labelsTr/{plan.case_id}.nii.gz').dataobj)
+        held = {names[n] for n in np.unique(label)} & set(kinds)
+        assert {label_of[name] for name in listed[plan.case_id].split('+')} == held
+        assert listed[plan.case_id] == plan.choices[0]
+    unseen = [listed[plan.case_id] for plan in plan_cases(spec) if plan.split == 'test']
+    assert sorted(unseen) == ['colon_adenocarcinoma', 'colon_mucinous']
+
+
+def test_a_case_of_several_types_joins_them_and_a_healthy_one_is_not_listed(tmp_path):
+    def found(*types):
+        return [{'type': name, 'volume_ml': volume} for name, volume in types]
+
+    tumours = {  # as workers finish them
+        'd': found(('fnh', 0.01)),
+        'b': found(('papillary_rcc', 3.0), ('hcc', 1.0), ('hcc', 0.5)),
+        'a': found(('cyst', 0.0)),  # another tumour took its voxels
+        'c': [],
+    }
+    write_subtypes(tmp_path, tumours)
+    text = (tmp_path / 'subtypes.csv').read_text()
+    assert text == 'case,subtype\nb,hcc+papillary_rcc\nd,fnh\n'
+    assert read_subtypes(tmp_path) == {'b': 'hcc+papillary_rcc', 'd': 'fnh'}
+
+
+def test_a_cohort_of_an_older_program_gets_its_subtypes_or_does_without(
+    liver_cohort, tmp_path, monkeypatch
+):
+    old = tmp_path / 'old'
+    old.mkdir()
+    shutil.copy(liver_cohort / 'dataset.json', old)
+    assert read_subtypes(old) == read_subtypes(liver_cohort) != {}
+    assert not (old / 'subtypes.csv').exists()  # reading writes nothing
+    spec = CohortSpec(**SMALL_COHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(subtypes, 'write_subtypes', refuse)
+        assert write_cohort(old, spec) == [old]  # a folder that cannot be written to
+    write_cohort(old, spec)
+    now, then = (folder / 'subtypes.csv' for folder in (old, liver_cohort))
+    assert now.read_bytes() == then.read_bytes()
+    now.write_text('case,subtype\nphantom_0000,mine\n')
+    write_cohort(old, spec)
+    assert read_subtypes(old) == {'phantom_0000': 'mine'}  # it is not replaced
+    add_subtypes(tmp_path)
+    assert not (tmp_path / 'subtypes.csv').exists() and read_subtypes(tmp_path) == {}
+
+
+def refuse(*_):
+    raise UserError('read-only')
 
 
 def test_groups_are_partially_labelled_data_sets(tmp_path):

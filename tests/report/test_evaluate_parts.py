@@ -151,9 +151,12 @@ def test_the_command_takes_part_and_merge(folders, python):
     done = processes.run([*base, '--part=2/2'], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert 'summary.2_of_2.npz (2 cases); --merge=2 joins the parts' in done.stdout
-    done = processes.run([*base, '--merge=2'], cwd=ROOT)
+    (folders / 'groups.csv').write_text('case,subtype\na,solid\nd,solid\ne,mucinous\n')
+    done = processes.run([*base, '--merge=2', f'--groups={folders}/groups.csv'], cwd=ROOT)
     assert done.returncode == 0, done.stderr
+    assert 'subtype mucinous: 1 cases (0 inlier, 1 OOD)' in done.stdout
     merged = json.loads((folders / 'predictions/summary.json').read_text())
-    assert merged == evaluate(**_inputs(folders), output=folders / 'one')
+    groups = folders / 'groups.csv'
+    assert merged == evaluate(**_inputs(folders), output=folders / 'one', groups=groups)
     done = processes.run([*base, '--merge=3', '--part=1/3'], cwd=ROOT)
     assert done.returncode == 2 and 'not both at once' in done.stderr

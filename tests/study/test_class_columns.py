@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from maxquery_jax.study.columns import Evaluation, measure, parse_column
+from maxquery_jax.errors import UserError
+from maxquery_jax.study.columns import Evaluation, expand, measure, parse_column
 from maxquery_jax.study.render import to_markdown
 from maxquery_jax.study.spec import parse_study
 from maxquery_jax.study.tables import build_table
@@ -101,6 +102,73 @@ def test_cases_of_several_classes_leave_only_the_number_of_the_summary():
     assert measure(mixed, parse_column('auroc/x', 'test'), 's') is None
 
 
+GROUPS = {'c0': 'soft', 'c1': 'hard', 'c2': 'hard', 'c3': 'hard'}
+
+
+@pytest.mark.parametrize(
+    ('column', 'expected', 'count'),
+    [
+        ('auroc@hard', 0.8, 3),
+        ('auroc/x@hard', 0.7, 3),
+        ('auroc/x@soft', 0.5, 1),
+        ('auroc/x/whole@hard', 0.3, 3),
+        ('dice_present/x@soft', 0.2, 1),
+        ('dice/x@hard', (0.4 + 0.0) / 2, 3),
+        ('dice@hard', 0.8, 3),
+        ('lesion_sensitivity/t@hard', 0.0, 3),
+    ],
+)
+def test_a_group_is_its_cases_alone(column, expected, count):
+    found = measure(evaluation(group_of=GROUPS), parse_column(column, 'test'), 's')
+    assert found is not None and found.value == pytest.approx(expected)
+    assert found.num_cases == count and found.statistic is not None
+
+
+def test_a_group_without_cases_or_without_a_file_has_no_number():
+    column = parse_column('auroc/x@hard', 'test')
+    assert measure(evaluation(), column, 's') is None
+    assert measure(evaluation(group_of=GROUPS), parse_column('auroc/x@no', 'test'), 's') is None
+    # What the summary says of all its cases is not said of a group.
+    entry = {'auroc': {'value': 0.65, 'ci95': [0.6, 0.7]}}
+    whole = {'x': {'cases': 3, 'scores': {'s': {'organ': entry}}}}
+    mixed = evaluation(group_of=GROUPS, ood_by_class=whole)
+    mixed.cases[1]['ood_labels'] = {'x': 4, 'y': 10}
+    assert measure(mixed, parse_column('auroc/x', 'test'), 's') is not None
+    assert measure(mixed, column, 's') is None
+
+
+@pytest.mark.parametrize(
+    'key', ['auroc@', 'parameters@hard', 'fallbacks@hard', 'auroc/organ/pooled@hard', '@hard']
+)
+def test_columns_that_have_no_groups_are_refused(key):
+    with pytest.raises(UserError, match='column'):
+        parse_column(key, 'test')
+
+
+def test_types_of_a_group_become_a_column_each():
+    (column,) = expand([parse_column('dice/types@hard', 'test')], ('t',))
+    assert (column.key, column.title, column.group) == ('dice/t@hard', 't @ hard', 'hard')
+    assert column.tumour == 't'
+
+
+def test_a_table_compares_rows_within_a_group_and_counts_its_cases():
+    rows = tuple({'title': n, 'variant': n.lower(), 'score': 's'} for n in 'AB')
+    columns = ('auroc/x@hard', 'auroc/x', 'auroc/x@none')
+    tables = (table(rows=rows, columns=columns, pairs=(('A', 'B'),)),)
+    spec = parse_study(study(variants={'a': {}, 'b': {}}, seeds=(0,), tables=tables))
+    one, two = evaluation(group_of=GROUPS), evaluation(group_of=GROUPS)
+    two.cases[1]['ood']['s']['organ'] = {'auroc': 0.6}
+    built = build_table(spec, spec.tables[0], {'a': {0: one}, 'b': {0: two}})
+    differences = built['pairs'][0]['differences']
+    assert differences['auroc/x@hard']['value'] == pytest.approx(0.1)
+    assert differences['auroc/x']['value'] == pytest.approx(0.05)
+    assert built['groups'] == {'hard': 3, 'none': 0}
+    text = to_markdown(built, 'How.')
+    assert '| AUROC: x @ hard ↑ | AUROC: x ↑ | AUROC: x @ none ↑ |' in text
+    assert '| A | 70.0 | 60.0 [50.0, 70.0] | not measured |' in text  # one case: no interval
+    assert 'subtypes.csv, and intervals over these: 3 of hard, 0 of none.' in text
+
+
 @pytest.mark.parametrize(
     ('key', 'title'),
     [
@@ -111,6 +179,7 @@ def test_cases_of_several_classes_leave_only_the_number_of_the_summary():
         ('dice/x', 'x'),
         ('dice/organ', 'Dice, mean of organs'),
         ('nsd_present/x', 'NSD where present: x'),
+        ('fpr95/x/whole@y z', 'FPR95 (whole volume): x @ y z'),
     ],
 )
 def test_headings(key, title):

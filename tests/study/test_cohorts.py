@@ -78,7 +78,11 @@ def test_two_cohorts_are_generated_side_by_side(tmp_path):
     cases = {}
     for run in runs:
         path = opened.store_of(run)
+        subtypes = pathlib.Path(path).parent / 'raw/subtypes.csv'
+        before = subtypes.read_bytes()
+        subtypes.unlink()  # as a cohort of an older program
         assert path == opened.store_of(run)  # what is there is used again
+        assert subtypes.read_bytes() == before
         manifest = json.loads((pathlib.Path(path) / 'manifest.json').read_text())
         cases[run.variant] = len(manifest['splits']['train'])
     assert cases == {'base': 3, 'other': 4}
@@ -99,3 +103,30 @@ def test_only_runs_of_one_cohort_must_have_the_same_cases(tmp_path):
     write(runs['like_base'], 'a')
     with pytest.raises(UserError, match='like_base seed 0 and base seed 0 .* different cases'):
         load(spec, list(runs.values()), ('test',))
+
+
+def test_groups_are_read_of_the_raw_data_that_a_store_was_made_from(tmp_path):
+    raw, store = tmp_path / 'raw', tmp_path / 'store'
+    spec = make(['base'], seeds=(0,))
+    (run,) = plan(spec, tiny_config, tmp_path)
+    for folder in (raw, store, run.path):
+        folder.mkdir(parents=True)
+    (run.path / 'manifest.json').write_text(json.dumps({'store': str(store)}))
+    (store / 'manifest.json').write_text(json.dumps({'source': str(raw)}))
+    cases = [case('a', is_ood=True, value=0.5, score=1.0, dice=(0.5, None))]
+    (run.path / 'summary.json').write_text(json.dumps(summary(cases)))
+
+    def groups(**options):
+        return load(spec, [run], ('test',), **options)['base'][0].group_of
+
+    assert groups(with_groups=True) == {}  # a raw data set that does not say
+    tumours = {'a': [{'type': 'fnh', 'volume_ml': 1.0}]}
+    (raw / 'dataset.json').write_text(json.dumps({'maxquery_jax': {'tumours': tumours}}))
+    assert groups(with_groups=True) == {'a': 'fnh'}  # a cohort of an older program
+    (raw / 'subtypes.csv').write_text('case,subtype\na,hard\nb,soft\n')
+    assert groups(with_groups=True) == {'a': 'hard', 'b': 'soft'} and groups() == {}
+    (raw / 'subtypes.csv').write_text('case,subtype\na,hard\na,soft\n')
+    with pytest.raises(UserError, match=r"subtypes\.csv row 3: case 'a' has a row already"):
+        groups(with_groups=True)
+    store.rename(tmp_path / 'elsewhere')
+    assert groups(with_groups=True) == {}

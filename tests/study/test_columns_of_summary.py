@@ -1,10 +1,12 @@
 """Columns of classes, against the numbers that the evaluation itself writes for them."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from maxquery_jax.data.groups import read_groups
 from maxquery_jax.report.evaluate import evaluate
 from maxquery_jax.study.columns import measure, parse_column
 from maxquery_jax.study.plan import plan
@@ -40,7 +42,9 @@ def written(tmp_path_factory):
         label_map = {str(i): i for i in range(5)}
         info = {'labels': LABELS, 'label_map': label_map, 'primary_score': SCORE}
         (path / 'out' / f'{case}.json').write_text(json.dumps(info))
-    return path, evaluate(predictions=path / 'out', labels=path / 'labels')
+    (path / 'groups.csv').write_text('case,kind\na,one\nc,one\ne,one\nb,two\nd,two\n')
+    groups = path / 'groups.csv'
+    return path, evaluate(predictions=path / 'out', labels=path / 'labels', groups=groups)
 
 
 @pytest.fixture(scope='module')
@@ -85,3 +89,24 @@ def test_localisation_of_unseen_classes(written, loaded, metric, region):
     for name, entry in (('x', of_x), ('ood', of_all), ('x+y', of_all)):
         found = measure(loaded, parse_column(f'{metric}/{name}/{region}', 'test'), SCORE)
         assert found is not None and found.value == pytest.approx(entry['value'], abs=1e-9)
+
+
+@pytest.mark.parametrize('group', ['one', 'two'])
+@pytest.mark.parametrize(
+    ('column', 'key'),
+    [
+        ('auroc', f'ood/{SCORE}/organ/case_mean/auroc'),
+        ('dice_present/x', 'dice/x/present_mean'),
+        ('nsd/x', 'nsd/x/case_mean'),
+        ('dice', 'dice_mean/tumour/case_mean'),
+    ],
+)
+def test_groups(written, loaded, column, key, group):
+    grouped = dataclasses.replace(loaded, group_of=read_groups(written[0] / 'groups.csv').group_of)
+    found = measure(grouped, parse_column(f'{column}@{group}', 'test'), SCORE)
+    entry = written[1]['groups']['by_name'][group]['metrics'][key]
+    assert found is not None and found.value == pytest.approx(entry['value'], abs=1e-9)
+    assert found.value != pytest.approx(written[1]['metrics'][key]['value'], abs=1e-9)
+    whole = written[1]['groups']['by_name'][group]['ood_by_class']['x']['scores'][SCORE]
+    found = measure(grouped, parse_column(f'fpr95/x@{group}', 'test'), SCORE)
+    assert found is not None and found.value == pytest.approx(whole['organ']['fpr95']['value'])

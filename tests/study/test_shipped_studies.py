@@ -132,9 +132,14 @@ def test_the_ood_methods_of_zept_share_one_segmenter(tmp_path):
 def test_zept_is_tested_on_several_of_every_unseen_tumour_of_the_paper(words):
     spec = CohortSpec(**zept_all.get_config(words).data.phantom.to_dict())
     label_of = spec.resolved_task.label_of
-    seen = [label_of[case.choices[0]] for case in plan_cases(spec) if case.split == 'test']
+    types = [case.choices[0] for case in plan_cases(spec) if case.split == 'test']
+    seen = [label_of[name] for name in types]
     for name in ('hepatic_vessel_tumor', 'colon_tumor'):
         assert seen.count(name) >= 6
+    columns = [parse_column(key, 'table 9') for key in zept_all.table9()['columns']]
+    groups = {column.group for column in columns if column.group}
+    assert groups == {name for name in label_of if label_of[name] == 'colon_tumor'}
+    assert all(types.count(name) >= 6 for name in groups)
 
 
 def test_zept_tables_print_the_paper_beside_the_same_columns(tmp_path):

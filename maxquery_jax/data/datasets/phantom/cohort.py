@@ -20,6 +20,7 @@ from maxquery_jax.data.datasets.phantom.spec import (
     CohortSpec,
     plan_cases,
 )
+from maxquery_jax.data.datasets.phantom.subtypes import add_subtypes, write_subtypes
 from maxquery_jax.data.datasets.phantom.tissues import ORGANS, PARENT
 from maxquery_jax.data.workers import map_cases
 from maxquery_jax.errors import UserError
@@ -41,7 +42,7 @@ def write_cohort(
 
     `root/dataset.json` is written last, so a folder with it is complete; files of an interrupted
     run are overwritten. With `annotated_groups` each group becomes a folder `root/<name>/`.
-    A folder that already holds this cohort is left alone.
+    A folder that already holds this cohort is left alone, but for `subtypes.csv` if it lacks it.
 
     Args:
         root: folder to write; made if needed.
@@ -62,7 +63,9 @@ def write_cohort(
     for folder in folders:
         _check_folder(folder, spec)
     for folder, group in zip(folders, groups, strict=True):
-        if not (folder / 'dataset.json').exists():
+        if (folder / 'dataset.json').exists():
+            add_subtypes(folder)
+        else:
             _write_group(folder, spec, group, workers, on_case)
     return folders
 
@@ -94,6 +97,7 @@ def _write_group(folder, spec, group, workers, on_case) -> None:
         tumours[case_id] = findings
         if on_case is not None:
             on_case(case_id, done, len(tasks))
+    write_subtypes(folder, tumours)
     content = describe(spec, group, plans, tumours)
     write_json(folder / 'dataset.json', content)
 
