@@ -10,8 +10,8 @@ from maxquery_jax.data.datasets.phantom.subtypes import read_subtypes
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import read_json
 from maxquery_jax.report.summary import VERSION, read_summary
-from maxquery_jax.study.columns import Evaluation
 from maxquery_jax.study.estimate import read_record, train_seconds
+from maxquery_jax.study.measures import Evaluation
 from maxquery_jax.study.plan import NO_FOLD, Run
 from maxquery_jax.study.spec import Study
 

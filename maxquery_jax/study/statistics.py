@@ -14,7 +14,7 @@ from maxquery_jax.metrics.bootstrap import (
     paired_difference,
     resample_weights,
 )
-from maxquery_jax.study.columns import Measured, nan_mean
+from maxquery_jax.study.measures import Measured, nan_mean
 
 RESAMPLES = 10_000  # so that a p-value can stay below 0.05 after Holm's correction
 

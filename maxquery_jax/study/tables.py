@@ -7,7 +7,8 @@ from typing import Any
 
 import scipy.stats
 
-from maxquery_jax.study.columns import Column, Evaluation, Measured, expand, measure
+from maxquery_jax.study.columns import Column, expand
+from maxquery_jax.study.measures import Evaluation, Measured, measure
 from maxquery_jax.study.spec import RowSpec, Study, TableSpec
 from maxquery_jax.study.statistics import RESAMPLES, Cell, Comparison, compare, correct, make_cell
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from maxquery_jax.errors import UserError
-from maxquery_jax.study.columns import Evaluation, expand, measure, parse_column
+from maxquery_jax.study.columns import expand, parse_column
+from maxquery_jax.study.measures import Evaluation, measure
 from maxquery_jax.study.render import to_markdown
 from maxquery_jax.study.spec import parse_study
 from maxquery_jax.study.tables import build_table

@@ -8,7 +8,8 @@ import pytest
 
 from maxquery_jax.data.groups import read_groups
 from maxquery_jax.report.evaluate import evaluate
-from maxquery_jax.study.columns import measure, parse_column
+from maxquery_jax.study.columns import parse_column
+from maxquery_jax.study.measures import measure
 from maxquery_jax.study.plan import plan
 from maxquery_jax.study.results import load
 from maxquery_jax.study.spec import parse_study

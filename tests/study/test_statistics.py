@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from maxquery_jax.metrics.bootstrap import mean_statistic
-from maxquery_jax.study.columns import Measured
+from maxquery_jax.study.measures import Measured
 from maxquery_jax.study.statistics import compare, correct, holm, make_cell
 
 
