@@ -100,6 +100,7 @@ _TUMOURS = {
     'rectal_tumour': 'rectum',
 }
 _SEEN = ('kidney_tumour', 'liver_tumour')
+_AROUND = {'hepatic_vessel_tumour': ('liver',)}  # it grows beside the vessels
 
 TAXONOMY: tuple[Concept, ...] = tuple(
     [Concept(name=name, kind='organ') for name in _ORGANS]
@@ -143,6 +144,14 @@ def find_concept(name: str) -> str | None:
     key = re.sub(r'tumor(?!u)', 'tumour', key)
     key = _ALIASES.get(key, key)
     return key if key in CONCEPTS else None
+
+
+def hosts_of(name: str) -> tuple[str, ...]:
+    """Organs that a tumour's label name says it lies in; none for other names."""
+    concept = CONCEPTS.get(find_concept(name) or '')
+    if concept is None or concept.organ is None:
+        return ()
+    return (*concept.organ.split('+'), *_AROUND.get(concept.name, ()))
 
 
 def role_of(name: str) -> str:

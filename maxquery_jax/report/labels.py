@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from maxquery_jax.data.store_manifest import ROLES
+from maxquery_jax.data.taxonomy import find_concept, hosts_of
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference.decision import is_predicted, mark_predicted
 from maxquery_jax.metrics.state import iterate_blocks
@@ -75,6 +76,12 @@ class LabelTable:
         table = np.zeros(_UNMAPPED + 1, bool)
         table[list(self.ids(*roles))] = True
         return table[label]
+
+    def hosts(self, tumour: int) -> tuple[int, ...]:
+        """Organs that a class grows in, by the names of ZePT Table 8; none for other names."""
+        names = hosts_of(self.names[tumour])
+        found = ((i, find_concept(self.names[i])) for i in self.ids('organ'))
+        return tuple(i for i, name in found if name in names)
 
     @property
     def known_ids(self) -> tuple[int, ...]:

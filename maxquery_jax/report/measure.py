@@ -1,8 +1,9 @@
 """Measures one predicted case: counts and histograms that merge over cases."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -23,9 +24,10 @@ from maxquery_jax.report.predictions import (
     read_truth,
 )
 
-REGIONS = ('organ', 'interior', 'whole')
-"""Where voxels are ranked: organ, tumour and OOD truth (dilated on request), the same without its
-outermost voxels, or everywhere."""
+REGIONS = ('organ', 'host', 'interior', 'whole')
+"""Where voxels are ranked: organ, tumour and OOD truth (dilated on request); of these the organs
+that the case's OOD classes grow in, with all tumours there; the first without its outermost voxels;
+or everywhere."""
 
 
 POOLED_LESIONS = ('tumour', 'ood')
@@ -143,9 +145,7 @@ def measure_case(
     check_same_grid(grid, truth_volume)
     is_ood, present = table.mask(truth, 'ood'), _count(truth, table.ids('ood'))
     shapes = _measure_shapes(segmentation, truth, grid.header.affine, table, settings)
-    organ = table.mask(truth, 'organ', 'tumour', 'ood')
-    organ = dilate_region(organ, grid.header.spacing_mm, settings.dilate_mm)
-    regions = {'organ': organ, 'interior': interior(organ), 'whole': None}
+    regions = _regions(truth, present, table, grid.header.spacing_mm, settings.dilate_mm)
     histograms: dict[tuple[str, str], ScoreHistogram] = {}
     class_histograms: dict[tuple[int, str, str], ScoreHistogram] = {}
     case_scores: dict[str, float] = {}
@@ -153,15 +153,13 @@ def measure_case(
     for name in predictions.scores:
         score = read_score(case, name)
         check_same_grid(grid, score)
+        ranked: dict[int, _Ranked] = {}
         for region, mask in regions.items():
-            found = _histogram(score.array, is_ood, mask, case, name)
-            histograms[name, region] = found
-            for i in present:
-                class_histograms[i, name, region] = found
-                if len(present) > 1:
-                    rest = _without_others(is_ood, truth == i, mask)
-                    own = _histogram(score.array, truth == i, rest, case, name)
-                    class_histograms[i, name, region] = own
+            if id(mask) not in ranked:  # host may be the very mask of organ
+                rank = functools.partial(_histogram, score.array, case=case, name=name)
+                ranked[id(mask)] = _rank(rank, truth, is_ood, present, mask)
+            histograms[name, region], own = ranked[id(mask)]
+            class_histograms |= {(i, name, region): found for i, found in own.items()}
         stored = _stored_case_score(case, name)
         if stored is None:
             result = case_ood_score(segmentation, score.array, table.class_groups)
@@ -196,6 +194,44 @@ def pooled_lesion_groups(table: LabelTable) -> tuple[LesionGroup, ...]:
         LesionGroup('tumour', (*tumours, *unknown), table.tumour_ids),
         LesionGroup('ood', unknown, table.zero_shot_ids),
     )
+
+
+_Ranked = tuple[ScoreHistogram, dict[int, ScoreHistogram]]
+"""Of all OOD voxels, and of those of each OOD class."""
+
+
+def _rank(
+    rank: Callable[..., ScoreHistogram],
+    truth: np.ndarray,
+    is_ood: np.ndarray,
+    present: Collection[int],
+    mask: np.ndarray | None,
+) -> _Ranked:
+    """Histograms of one score in one region."""
+    whole = rank(is_ood, mask)
+    if len(present) < 2:
+        return whole, dict.fromkeys(present, whole)
+    own = {i: truth == i for i in present}
+    return whole, {i: rank(own[i], _without_others(is_ood, own[i], mask)) for i in present}
+
+
+def _regions(
+    truth: np.ndarray,
+    present: Collection[int],
+    table: LabelTable,
+    spacing_mm: tuple[float, ...],
+    dilate_mm: float,
+) -> dict[str, np.ndarray | None]:
+    """Mask of each of `REGIONS`; `host` is the very mask of `organ` where no name tells it."""
+    organ = dilate_region(table.mask(truth, 'organ', 'tumour', 'ood'), spacing_mm, dilate_mm)
+    hosts = [table.hosts(i) for i in present]
+    host = organ
+    if hosts and all(hosts):
+        organs = {i for ids in hosts for i in ids}
+        others = [i for i in table.ids('tumour', 'ood') if organs & {*table.hosts(i)}]
+        inside = np.isin(truth, [*organs, *others, *present])
+        host = dilate_region(inside, spacing_mm, dilate_mm)
+    return {'organ': organ, 'host': host, 'interior': interior(organ), 'whole': None}
 
 
 def _count(truth: np.ndarray, ids: Sequence[int]) -> dict[int, int]:

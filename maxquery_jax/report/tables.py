@@ -1,6 +1,7 @@
 """The tables of a summary, for the terminal, plain text and HTML."""
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -140,7 +141,7 @@ def _headline(summary: dict[str, Any]) -> Table:
 def _localisation(summary: dict[str, Any]) -> Table:
     rows = []
     for score in summary['scores']:
-        for region in REGIONS:
+        for region in _shown_regions(summary):
             for pooling in POOLINGS:
                 keys = [f'ood/{score}/{region}/{pooling}/{metric}' for metric in METRICS]
                 n = summary['metrics'][keys[0]]['n']
@@ -150,11 +151,21 @@ def _localisation(summary: dict[str, Any]) -> Table:
     return Table('OOD localisation, % [95% CI]', columns, tuple(rows))
 
 
+def _shown_regions(summary: dict[str, Any]) -> list[str]:
+    """`REGIONS`, without `host` where it is the organ region, or an older program left it out."""
+    prefix, metrics = f'ood/{summary["scores"][0]}', summary['metrics']
+    ends = [f'{pooling}/{metric}' for pooling in POOLINGS for metric in METRICS]
+    pairs = [(metrics[f'{prefix}/organ/{e}'], metrics.get(f'{prefix}/host/{e}')) for e in ends]
+    is_same = all(host in (None, organ) for organ, host in pairs)
+    return [region for region in REGIONS if region != 'host' or not is_same]
+
+
 def _by_class(summary: dict[str, Any]) -> list[Table]:
-    """A row per OOD class and score, in the organ region, as in ZePT Tab. 1; none without OOD."""
+    """A row per OOD class, score and region, as in ZePT Tab. 1; none without OOD."""
     classes = summary.get('ood_by_class', {})
-    region, rows = 'organ', []
-    for score in summary['scores']:
+    rows = []
+    regions = [region for region in _shown_regions(summary) if region in ('organ', 'host')]
+    for score, region in itertools.product(summary['scores'], regions):
         parts = [(name, found['scores'][score], found['cases']) for name, found in classes.items()]
         if len(parts) > 1:
             cases = summary['counts']['ood_cases']
@@ -163,11 +174,11 @@ def _by_class(summary: dict[str, Any]) -> list[Table]:
             mean = '_mean/ood' if name not in classes else f'/{name}'
             shapes = (_cell(summary, f'{kind}{mean}/present_mean') for kind in ('dice', 'nsd'))
             ranks = (_estimate(found[region][metric]) for metric in METRICS)
-            rows.append((name, score, *ranks, *shapes, str(cases)))
-    columns = ('class', 'score', *(_TITLES[m] for m in METRICS), 'Dice', 'NSD', 'n cases')
+            rows.append((name, score, region, *ranks, *shapes, str(cases)))
+    columns = ('class', 'score', 'region', *(_TITLES[m] for m in METRICS), 'Dice', 'NSD', 'n cases')
     title = (
-        'OOD classes in the organ region, over the cases that hold them, % [95% CI]; Dice and NSD '
-        'where the class is predicted'
+        'OOD classes over the cases that hold them, % [95% CI]; host: only the organs that they '
+        'grow in; Dice and NSD where the class is predicted'
     )
     return [Table(title, columns, tuple(rows))] if rows else []
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from maxquery_jax.errors import UserError
 
-REGIONS = ('organ', 'interior', 'whole')
+REGIONS = ('organ', 'host', 'interior', 'whole')
 POOLINGS = ('case_mean', 'pooled')
 TYPES = 'types'  # 'dice/types' stands for one column per tumour type
 OOD = 'ood'
@@ -116,7 +116,12 @@ def _parse_voxel_column(key: str, metric: str, parts: Sequence[str], where: str)
             f'{where}: column {key!r}: name a region ({", ".join(REGIONS)}) and a pooling '
             f'({", ".join(POOLINGS)}), or a class and a region'
         )
-    names = {'organ': '', 'interior': 'organ interior', 'whole': 'whole volume'}
+    names = {
+        'organ': '',
+        'host': 'host organ',
+        'interior': 'organ interior',
+        'whole': 'whole volume',
+    }
     extra = [names[region], pooling.replace('case_mean', '')]
     suffix = ', '.join(text for text in extra if text)
     title = f'{title} ({suffix})' if suffix else title

@@ -99,7 +99,7 @@ def _voxel(evaluation: Evaluation, column: Column, score: str) -> Measured | Non
     assert column.metric in METRICS
     values = []
     for case in evaluation.cases:
-        if score not in case['ood']:
+        if column.region not in case['ood'].get(score, ()):  # or a summary from before the region
             return None
         values.append(_nan(case['ood'][score][column.region][column.metric]))
     return _mean(np.array(values)[:, None])
@@ -108,7 +108,10 @@ def _voxel(evaluation: Evaluation, column: Column, score: str) -> Measured | Non
 def _class_voxel(evaluation: Evaluation, column: Column, score: str) -> Measured | None:
     """Voxels of OOD classes, each over the cases that hold it; the unweighted mean of several."""
     cases = evaluation.cases
-    if any('ood_labels' not in case or score not in case['ood'] for case in cases):
+    if any(
+        'ood_labels' not in case or column.region not in case['ood'].get(score, ())
+        for case in cases
+    ):
         return None
     held = dict.fromkeys(name for case in cases for name in case['ood_labels'])
     names = tuple(held) if column.tumour == OOD else tuple(column.tumour.split('+'))

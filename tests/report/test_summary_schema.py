@@ -19,8 +19,8 @@ SCORES = ('query_logit', 'category_logit')
 PATTERNS = {
     r'dice/(liver|cyst|hcc)/(case_mean|present_mean|pooled)': 9,
     r'dice_mean/(organ|tumour)/(case_mean|present_mean|pooled)': 6,
-    r'ood/(query_logit|category_logit)/(organ|interior|whole)/'
-    r'(case_mean|pooled)/(auroc|aupr|fpr95)': 36,
+    r'ood/(query_logit|category_logit)/(organ|host|interior|whole)/'
+    r'(case_mean|pooled)/(auroc|aupr|fpr95)': 48,
     r'ood_case/(query_logit|category_logit)/auc(_without_fallback)?': 4,
     r'dice_any/tumour/(case_mean|present_mean|pooled)': 3,
     r'nsd/(liver|cyst|hcc)/(case_mean|present_mean)': 6,
@@ -102,7 +102,7 @@ def test_every_metric_name_is_documented(summary):
         'SUMMARY': 'case_mean|present_mean|pooled',
         'RATE': 'sensitivity|sensitivity_any|precision|f1|fp_per_case',
         'SCORE': '|'.join(SCORES),
-        'REGION': 'organ|interior|whole',
+        'REGION': 'organ|host|interior|whole',
         'POOLING': 'case_mean|pooled',
         'METRIC': 'auroc|aupr|fpr95',
     }

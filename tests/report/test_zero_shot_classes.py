@@ -147,10 +147,10 @@ def test_cases_and_tables_say_which_classes(summary):
     assert summary['labels'] == LABELS
     assert 'ood_labels/met' in cases_csv(summary).splitlines()[0].split(',')
     tables = {table.title.split(',')[0]: table for table in summary_tables(summary)}
-    by_class = tables['OOD classes in the organ region']
+    by_class = tables['OOD classes over the cases that hold them']
     assert [row[0] for row in by_class.rows[:3]] == ['fnh', 'met', 'mean of 2 classes']
-    assert by_class.rows[0][-1] == '2' and by_class.rows[1][5] == '-'  # met has no Dice
-    assert 'OOD classes in the organ region' in plain(by_class)
+    assert by_class.rows[0][-1] == '2' and by_class.rows[1][6] == '-'  # met has no Dice
+    assert 'OOD classes over the cases' in plain(by_class)
     rows = {row[0]: row for row in tables['Dice on inlier cases'].rows}
     assert rows['fnh'][1] == 'zero-shot' and 'mean over zero-shot classes' in rows
 
