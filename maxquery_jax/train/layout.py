@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,25 +86,19 @@ class StateLayout:
 
     def to_saved(self, state: TrainState) -> TrainState:
         """The state as a checkpoint holds it; leaves that are not padded are not copied."""
-        return self._convert(padding.unpad, state, self.abstract_saved)
+        return self._saving(state)
 
     def from_saved(self, state: TrainState) -> TrainState:
         """The inverse of `to_saved`."""
-        return self._convert(padding.pad, state, self.abstract)
+        return self._restoring(state)
 
-    def _convert(self, function, state: TrainState, target: TrainState) -> TrainState:
-        leaves, tree = jax.tree.flatten(state)
-        wanted = jax.tree.leaves(target)
-        odd = [i for i, w in enumerate(wanted) if leaves[i].shape != w.shape]
-        if not odd:
-            return state
-        shapes = [wanted[i] for i in odd]
-        convert = jax.jit(
-            lambda some: function(some, shapes), out_shardings=[w.sharding for w in shapes]
-        )
-        for i, leaf in zip(odd, convert([leaves[i] for i in odd]), strict=True):
-            leaves[i] = leaf
-        return jax.tree.unflatten(tree, leaves)
+    @functools.cached_property
+    def _saving(self) -> Callable[[TrainState], TrainState]:
+        return _converter(padding.unpad, self.abstract, self.abstract_saved)
+
+    @functools.cached_property
+    def _restoring(self) -> Callable[[TrainState], TrainState]:
+        return _converter(padding.pad, self.abstract_saved, self.abstract)
 
     @functools.cached_property
     def _stored(self) -> PyTree:
@@ -133,3 +128,24 @@ def _pad_host(leaf: np.ndarray, stored: jax.ShapeDtypeStruct) -> np.ndarray:
     if leaf.shape == stored.shape:
         return leaf
     return np.pad(leaf.ravel(), (0, stored.shape[0] - leaf.size))
+
+
+def _converter(
+    function: Callable[[PyTree, PyTree], PyTree], source: TrainState, target: TrainState
+) -> Callable[[TrainState], TrainState]:
+    """Changes the leaves whose shapes differ, in one program that every call shares."""
+    wanted = jax.tree.leaves(target)
+    pairs = enumerate(zip(jax.tree.leaves(source), wanted, strict=True))
+    odd = [i for i, (old, new) in pairs if old.shape != new.shape]
+    shapes = [wanted[i] for i in odd]
+    places = [leaf.sharding for leaf in shapes]
+    program = jax.jit(lambda some: function(some, shapes), out_shardings=places)
+
+    def convert(state: TrainState) -> TrainState:
+        leaves, tree = jax.tree.flatten(state)
+        if odd:
+            for i, leaf in zip(odd, program([leaves[i] for i in odd]), strict=True):
+                leaves[i] = leaf
+        return jax.tree.unflatten(tree, leaves)
+
+    return convert
