@@ -204,13 +204,17 @@ def length() -> dict[str, Any]:
         *((f'{title}, 600 steps', 'qd', score) for title, score in scores),
         *((f'{title}, 2400 steps', 'qd_longer', score) for title, score in scores),
     ]
-    last = rows[-1][0]
+    last, after_softmax = rows[-1][0], rows[-2][0]
+    others = [title for title, variant, _ in rows if variant not in ('qd', 'qd_longer')]
     return {
         'name': 'maxquery_length',
         'title': 'Length of the fine-tuning',
         'columns': (*_LOCALISATION, 'auroc/interior', 'case_auc', 'dice', 'train_time'),
         'rows': tuple({'title': t, 'variant': v, 'score': s} for t, v, s in rows),
-        'pairs': tuple((last, title) for title, _, _ in rows[:-1]),
+        'pairs': (
+            *((last, title) for title, _, _ in rows[:-1]),
+            *((after_softmax, title) for title in others),
+        ),
         'note': (
             'Steps after the 1200 of nnU-Net that all but MC Dropout begin with; nnU-Net trains on '
             'with its own loss, for a comparison at equal length. The paper has no such table: its '
