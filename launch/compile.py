@@ -28,10 +28,20 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'Hardware: v5e:4x4, h100:8, cpu:8, ...')
 _STAGE = flags.DEFINE_string('stage', None, 'Stage of the config; the last by default.')
-_TUMOURS = flags.DEFINE_integer('tumours', 7, 'Known tumour classes.', lower_bound=0)
-_CHANNELS = flags.DEFINE_integer('channels', 1, 'Input channels (phases).', lower_bound=1)
+_TUMOURS = flags.DEFINE_integer(
+    'tumours',
+    None,
+    "Known tumour classes; the phantom cohort's or else 7 by default.",
+    lower_bound=0,
+)
+_CHANNELS = flags.DEFINE_integer(
+    'channels',
+    None,
+    "Input channels (phases); the phantom cohort's or else 1 by default.",
+    lower_bound=1,
+)
 _SPACING = flags.DEFINE_list(
-    'spacing_mm', None, "Voxel size (z, y, x); the paper's of the experiment by default."
+    'spacing_mm', None, "Voxel size (z, y, x); the phantom cohort's or else the paper's by default."
 )
 _EFFORT = flags.DEFINE_enum(
     'effort', 'fast', ['fast', 'full'], 'Of the TPU compiler; full takes ten times as long.'
@@ -57,14 +67,17 @@ def main() -> None:
     from maxquery_jax.aot.compile import compile_for, require_stage
     from maxquery_jax.aot.describe import describe
     from maxquery_jax.files import write_text
-    from maxquery_jax.train.benchmark_step import synthetic_manifest
-    from maxquery_jax.train.zept_stage import has_query_table
+    from maxquery_jax.train.synthetic import planned_manifest
 
     stage = require_stage(config, _STAGE.value)
-    is_taxonomy = has_query_table(config[stage].objective)
-    default = '1.5,1.5,1.5' if is_taxonomy else '3,0.419,0.419'
-    spacing = _numbers.triple('spacing_mm', _SPACING.value or default.split(','), float)
-    manifest = synthetic_manifest(_TUMOURS.value, spacing, _CHANNELS.value, is_taxonomy=is_taxonomy)
+    spacing = _numbers.triple('spacing_mm', _SPACING.value, float) if _SPACING.value else None
+    manifest = planned_manifest(
+        config,
+        stage,
+        num_tumours=_TUMOURS.value,
+        num_channels=_CHANNELS.value,
+        spacing_mm=spacing,
+    )
     report = compile_for(config, stage, manifest, target, is_fast=_EFFORT.value == 'fast')
     print(describe(report))
     if _JSON.value:

@@ -134,18 +134,7 @@ def write_phantom(
     """
     if not spec and (pathlib.Path(source) / 'dataset.json').exists():
         return
-    known = [field.name for field in dataclasses.fields(CohortSpec)]
-    for name in spec:
-        if name not in known:
-            raise UserError(f'phantom: no field {name!r}; fields: {", ".join(known)}')
-    spec = {
-        name: (value,) if name in ('phases', 'ood_labels') and isinstance(value, str) else value
-        for name, value in spec.items()
-    }
-    try:
-        cohort = CohortSpec(**spec)
-    except (TypeError, ValueError) as error:
-        raise UserError(f'phantom: {error}') from error
+    cohort = parse_cohort(spec)
     if cohort.annotated_groups:
         names = ', '.join(group.name for group in cohort.annotated_groups)
         raise UserError(
@@ -162,6 +151,26 @@ def write_phantom(
     if workers is None:
         workers = min(2, os.cpu_count() or 1) if _is_worth_processes(cohort) else 0
     write_cohort(source, cohort, workers=workers, on_case=on_case if progress else None)
+
+
+def parse_cohort(spec: Mapping[str, Any]) -> CohortSpec:
+    """The phantom cohort that `data.phantom` or command-line fields describe.
+
+    Raises:
+        UserError: unknown field, or a value of the wrong kind.
+    """
+    known = [field.name for field in dataclasses.fields(CohortSpec)]
+    for name in spec:
+        if name not in known:
+            raise UserError(f'phantom: no field {name!r}; fields: {", ".join(known)}')
+    spec = {
+        name: (value,) if name in ('phases', 'ood_labels') and isinstance(value, str) else value
+        for name, value in spec.items()
+    }
+    try:
+        return CohortSpec(**spec)
+    except (TypeError, ValueError) as error:
+        raise UserError(f'phantom: {error}') from error
 
 
 def _is_worth_processes(cohort: CohortSpec) -> bool:

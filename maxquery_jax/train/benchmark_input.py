@@ -21,7 +21,7 @@ from maxquery_jax.data.pipeline import build_batches
 from maxquery_jax.data.store import PatchStore, StoreWriter
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import write_json
-from maxquery_jax.train.benchmark_step import synthetic_manifest
+from maxquery_jax.train.synthetic import synthetic_manifest
 
 CASES, SHAPE = 8, (192, 256, 256)  # of the store that is generated
 PARTS = ('read', 'augment', 'total', 'total_papers')

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from maxquery_jax.data.store import Manifest
-from maxquery_jax.data.taxonomy import TAXONOMY
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train.rngs import stream
@@ -17,52 +16,6 @@ from maxquery_jax.train.stage import Stage, build_stage, count_flops, count_forw
 from maxquery_jax.train.state import count_parameters, init_params
 from maxquery_jax.train.validate import validate
 from maxquery_jax.typing import Config
-
-
-def synthetic_manifest(
-    num_tumours: int,
-    spacing_mm: tuple[float, ...],
-    num_channels: int,
-    *,
-    is_taxonomy: bool = False,
-) -> Manifest:
-    """A manifest without cases: enough to build a stage for data that is not there.
-
-    Args:
-        num_tumours: known tumours beside one organ.
-        spacing_mm: (z, y, x).
-        num_channels: P.
-        is_taxonomy: the seen classes of ZePT Table 8 instead.
-    """
-    roles = ['background', 'organ'] + ['tumour'] * num_tumours
-    names = [f'{role}{i}' if i > 1 else role for i, role in enumerate(roles)]
-    if is_taxonomy:
-        seen = [concept for concept in TAXONOMY if concept.seen]
-        names = ['background', *(concept.name for concept in seen)]
-        roles = ['background', *(concept.kind for concept in seen)]
-    labels = [
-        {'id': i, 'name': name, 'role': role}
-        for i, (name, role) in enumerate(zip(names, roles, strict=True))
-    ]
-    ones = [1.0] * num_channels
-    return Manifest(
-        dataset='synthetic',
-        spacing_mm=spacing_mm,
-        channels=tuple(f'phase{i}' for i in range(num_channels)),
-        intensity={
-            'lower': [-200.0] * num_channels,
-            'upper': [300.0] * num_channels,
-            'shift': [0.0] * num_channels,
-            'scale': [100.0 * v for v in ones],
-            'method': 'synthetic',
-        },
-        labels=tuple(labels),
-        label_map={str(i): i for i in range(len(roles))},
-        annotated=tuple(label['name'] for label in labels),
-        splits={'train': (), 'val': (), 'test': ()},
-        cases={},
-        source='',
-    )
 
 
 def network_size(config: Config, stage_name: str, manifest: Manifest) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from configs import maxquery, zept
 from maxquery_jax.parallel.mesh import MESH_AXES
 from maxquery_jax.parallel.padding import stored_shape
 from maxquery_jax.parallel.sharding import tree_shardings
-from maxquery_jax.train.benchmark_step import synthetic_manifest
 from maxquery_jax.train.stage import make_model
 from maxquery_jax.train.state import abstract_params, path_name
+from maxquery_jax.train.synthetic import synthetic_manifest
 from maxquery_jax.train.zept_stage import has_query_table
 
 FOLDER = pathlib.Path(__file__).with_name('specs')

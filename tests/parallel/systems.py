@@ -9,10 +9,10 @@ import optax
 from configs import maxquery, zept
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
-from maxquery_jax.train.benchmark_step import synthetic_manifest
 from maxquery_jax.train.rngs import stream
 from maxquery_jax.train.stage import build_stage
 from maxquery_jax.train.state import init_params, path_name
+from maxquery_jax.train.synthetic import synthetic_manifest
 
 BATCH = 8
 

@@ -13,9 +13,9 @@ import pytest
 from configs import zept
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
 from maxquery_jax.train import steps, zept_stage
-from maxquery_jax.train.benchmark_step import synthetic_manifest
 from maxquery_jax.train.stage import build_stage, count_flops
 from maxquery_jax.train.state import TrainState, init_params
+from maxquery_jax.train.synthetic import synthetic_manifest
 
 MARGIN, SHAPE = 2.0, (16, 16, 16)
 

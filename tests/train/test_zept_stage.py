@@ -7,8 +7,8 @@ import pytest
 from configs import zept
 from maxquery_jax.models.zept import STAGE1_MODULES
 from maxquery_jax.parallel.mesh import make_mesh
-from maxquery_jax.train.benchmark_step import synthetic_manifest
 from maxquery_jax.train.stage import build_stage
+from maxquery_jax.train.synthetic import synthetic_manifest
 
 
 @pytest.mark.parametrize('is_frozen', [False, True])
