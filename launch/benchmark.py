@@ -1,7 +1,7 @@
 """Measures a part of the program on this machine.
 
     python -m launch.benchmark --part=step --config=configs/maxquery.py:pancreas --stage=finetune
-    python -m launch.benchmark --part=size --config=configs/zept.py --spacing_mm=1.5,1.5,1.5
+    python -m launch.benchmark --part=size --config=configs/zept.py:paper,universal
     python -m launch.benchmark --part=input --peer_python=PATH
 
 `size` counts parameters, and operations of a forward pass and of a training step of one patch,

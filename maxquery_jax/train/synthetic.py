@@ -28,8 +28,8 @@ def planned_manifest(
 
     Args:
         config: the experiment.
-        stage_name: one of its stages; those with a query per class (ZePT, Universal) take the
-            seen classes of ZePT Table 8.
+        stage_name: one of its stages. ZePT's experiments, baselines included, and stages with a
+            query per class take the seen classes of ZePT Table 8.
         num_tumours: instead of the experiment's: known tumours beside one organ.
         num_channels: P, instead of the experiment's.
         spacing_mm: (z, y, x), instead of the experiment's.
@@ -37,7 +37,7 @@ def planned_manifest(
     Raises:
         UserError: `data.phantom` describes no cohort.
     """
-    is_taxonomy = has_query_table(config[stage_name].objective)
+    is_taxonomy = config.name == 'zept' or has_query_table(config[stage_name].objective)
     if config.data.phantom and num_tumours is None:
         cohort = parse_cohort(config.data.phantom.to_dict())
         return _manifest(

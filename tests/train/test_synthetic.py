@@ -41,6 +41,7 @@ def test_flags_win_over_the_cohort():
     [
         (maxquery.get_config('pancreas'), 'finetune', 9, (3.0, 0.419, 0.419)),
         (zept.get_config(), 'stage2', 28, (1.5, 1.5, 1.5)),
+        (zept.get_config('paper,maxquery'), 'finetune', 28, (1.5, 1.5, 1.5)),
         (zept.get_config('demo'), 'stage2', 14, (5.0, 5.0, 5.0)),
     ],
 )
