@@ -2,8 +2,9 @@
 
     python -m launch.study --study=configs/studies/maxquery_all.py --workdir=runs/maxquery
 
-`maxquery_table1.py` to `maxquery_table4.py`, `maxquery_appendix.py`, `maxquery_ablation.py` and
-`maxquery_length.py` are one table each; with the same --workdir they use the same runs.
+`maxquery_table1.py` to `maxquery_table4.py`, `maxquery_appendix.py`, `maxquery_ablation.py`,
+`maxquery_length.py` and `maxquery_scores.py` are one table each; with the same --workdir they use
+the same runs.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ get_config = maxquery.get_config
 _BASE = 'demo,long'
 _SEEDS = (0, 1, 2)
 _GROUPS = ((8, 4, 20), (8, 20, 4), (16, 4, 12), (20, 4, 8), (24, 4, 4))
+_OTHER_GROUPS = tuple(groups for groups in _GROUPS if groups != (16, 4, 12))  # the base's own
 _BASELINES = (
     ('MC Dropout', 'mc_dropout', 'mc_entropy'),
     ('MSP', 'nnunet', 'category_softmax'),
@@ -46,15 +48,14 @@ _VARIANTS = {
             'words': f'groups_{"_".join(map(str, groups))}',
             'share': 'nnunet',
         }
-        for groups in _GROUPS
-        if groups != (16, 4, 12)  # the base's own
+        for groups in _OTHER_GROUPS
     },
 }
 
 
 def get_study() -> dict[str, Any]:
     """Returns the study."""
-    tables = (table1(), table2(), table3(), table4(), appendix(), ablation(), length())
+    tables = (table1(), table2(), table3(), table4(), appendix(), ablation(), length(), scores())
     return make_study('maxquery_all', tables)
 
 
@@ -134,7 +135,7 @@ def table3() -> dict[str, Any]:
     for groups in _GROUPS:
         variant = 'qd' if groups == (16, 4, 12) else f'groups_{"_".join(map(str, groups))}'
         rows.append({'title': str(groups), 'variant': variant, 'score': 'query_logit'})
-    others = [str(groups) for groups in _GROUPS if groups != (16, 4, 12)]
+    others = [str(groups) for groups in _OTHER_GROUPS]
     return {
         'name': 'maxquery_table3',
         'title': 'Table 3: distribution of the queries (N1, N2, N3)',
@@ -219,6 +220,35 @@ def length() -> dict[str, Any]:
             'Steps after the 1200 of nnU-Net that all but MC Dropout begin with; nnU-Net trains on '
             'with its own loss, for a comparison at equal length. The paper has no such table: its '
             '50,000 steps of fine-tuning follow 250,000 of nnU-Net.'
+        ),
+    }
+
+
+def scores() -> dict[str, Any]:
+    """The query-level scores before and after the softmax, over every network of MaxQuery."""
+    networks = (
+        ('Ours', 'qd'),
+        ('without QD loss', 'no_qd'),
+        *((f'{groups}', f'groups_{"_".join(map(str, groups))}') for groups in _OTHER_GROUPS),
+        *((f'{n} decoder blocks', f'blocks{n}') for n in (1, 3, 4)),
+        ('without deep supervision', 'no_ds'),
+        ('one joint stage', 'joint'),
+        ('2400 steps', 'qd_longer'),
+    )
+    before, after = 'pre-softmax', 'post-softmax'
+    return {
+        'name': 'maxquery_scores',
+        'title': 'Query level before and after the softmax, every network',
+        'columns': (*_LOCALISATION, 'auroc/interior'),
+        'rows': tuple(
+            {'title': f'{title}, {when}', 'variant': variant, 'score': score}
+            for title, variant in networks
+            for when, score in ((before, 'query_logit'), (after, 'query_softmax'))
+        ),
+        'pairs': tuple((f'{title}, {before}', f'{title}, {after}') for title, _ in networks),
+        'note': (
+            'Table 4 asks this of one network. All but one joint stage start from the same three '
+            'nnU-Nets (one per seed).'
         ),
     }
 

@@ -9,6 +9,7 @@ from configs.studies import (
     maxquery_all,
     maxquery_appendix,
     maxquery_length,
+    maxquery_scores,
     maxquery_table1,
     maxquery_table2,
     maxquery_table3,
@@ -23,7 +24,14 @@ from maxquery_jax.study.spec import parse_study
 from tests.study.study_helper import study, table, tiny_config
 
 TABLES = (maxquery_table1, maxquery_table2, maxquery_table3, maxquery_table4)
-OTHERS = (maxquery_appendix, maxquery_ablation, maxquery_length, maxquery_all, first_light)
+OTHERS = (
+    maxquery_appendix,
+    maxquery_ablation,
+    maxquery_length,
+    maxquery_scores,
+    maxquery_all,
+    first_light,
+)
 MAXQUERY = (*TABLES, *OTHERS)
 STUDIES = (*MAXQUERY, zept_all, zept_table1, zept_table5)
 
