@@ -52,6 +52,7 @@ def run(tmp_path, python):
     return call
 
 
+@pytest.mark.integration
 def test_tables_and_plan_before_anything_ran(run, tmp_path):
     code, out, _ = run('--dry_run')
     shared = tmp_path / 'work/qd/seed0'
