@@ -19,26 +19,30 @@ def largest_logit(logits: np.ndarray) -> np.ndarray:
 class NestedDecision:
     """Classes that are masks of their own, an organ's holding its tumours (ZePT Sec. 3.1).
 
-    A voxel is the tumour with the largest logit if that is positive (a probability above 0.5, the
-    released code's threshold), else the organ with the largest if positive, else background: the
-    most specific class, as label maps have it. Only signs and order count, so that sums over tiles
-    serve as well as means.
+    A voxel is the seen tumour with the largest logit if that is positive (a probability above 0.5,
+    the released code's threshold), else the unseen tumour with the largest if positive, else the
+    organ, else background: the most specific class, as label maps have it. Only signs and order
+    count, so that sums over tiles serve as well as means.
 
     Unspecified in the paper: which of several tumours, or of several organs, a voxel is. The
-    released code lets the last one that is written win.
+    released code lets the last one that is written win. Seen tumours come first because their
+    masks alone have learnt where they end: no label ever told an unseen tumour's query where it is
+    wrong, and such a query may copy a seen one with larger logits.
 
     Attributes:
         organ_ids: channels of organs, which are their class ids.
-        tumour_ids: channels of tumours, zero-shot classes among them.
+        tumour_ids: channels of tumours that training showed.
+        unseen_ids: channels of zero-shot classes.
     """
 
     organ_ids: tuple[int, ...]
     tumour_ids: tuple[int, ...]
+    unseen_ids: tuple[int, ...] = ()
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """See `Decision`."""
         label = np.zeros(logits.shape[:-1], np.uint8)
-        for ids in (self.organ_ids, self.tumour_ids):
+        for ids in (self.organ_ids, self.unseen_ids, self.tumour_ids):  # the last one wins
             if ids:
                 own = logits[..., ids]
                 found = own.max(-1) > 0

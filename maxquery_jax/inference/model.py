@@ -152,8 +152,10 @@ class LoadedModel:
         """Turns averaged logits into classes."""
         if not self.is_nested:
             return largest_logit
-        organs = (label['id'] for label in self.predicted_labels if label['role'] == 'organ')
-        return NestedDecision(tuple(organs), self.tumour_ids)
+        ids = {role: [] for role in ('background', 'organ', 'tumour', 'ood')}
+        for label in self.predicted_labels:
+            ids[label['role']].append(label['id'])
+        return NestedDecision(tuple(ids['organ']), tuple(ids['tumour']), tuple(ids['ood']))
 
     def choose_scores(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
         """Checks score names; None or empty means the model's default, 'all' every score.

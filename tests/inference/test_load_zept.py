@@ -86,7 +86,7 @@ def test_stage_two_predicts_unseen_tumours(model):
     assert len(model.labels) == 46 == model.num_logits and model.num_classes == 28
     assert [label['id'] for label in model.predicted_labels] == list(range(46))
     assert [label.get('predicted') for label in model.labels] == [None] * 28 + [True] * 18
-    assert model.decide == NestedDecision(tuple(range(1, 26)), (*SEEN, *UNSEEN))
+    assert model.decide == NestedDecision(tuple(range(1, 26)), tuple(SEEN), tuple(UNSEEN))
     assert model.class_groups == (0, *[1] * 25, *[2] * 20)
     own = ('tumour_logit', 'unseen_logit', 'query_logit')
     assert model.score_names == (*own, 'tumour_anomaly_logit')

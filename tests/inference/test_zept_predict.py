@@ -54,10 +54,10 @@ def outputs_at(stage):
 
 
 def decide_slowly(logits):
-    """The decision of a voxel, as a sentence: tumours 3 and 4, organs 1 and 2."""
+    """The decision of a voxel, as a sentence: seen tumour 3, unseen tumour 4, organs 1 and 2."""
     label = np.zeros(logits.shape[:-1], int)
     for place in np.ndindex(label.shape):
-        for ids in ((3, 4), (1, 2)):
+        for ids in ((3,), (4,), (1, 2)):
             best = max(ids, key=lambda i: logits[place][i])
             if logits[place][best] > 0:
                 label[place] = best
@@ -129,6 +129,7 @@ def test_which_classes_are_predicted():
     assert zero_shot.labels[4] == {**LABELS[4], 'predicted': True}
     assert zero_shot.labels[:4] == tuple(LABELS[:4]) and zero_shot.labels[5] == LABELS[5]
     assert zero_shot.class_groups == (0, 1, 1, 2, 2) and zero_shot.tumour_ids == (3, 4)
+    assert zero_shot.decide == NestedDecision((1, 2), (3,), (4,))
     organs = model_of(1)
     assert organs.labels[3] == {**LABELS[3], 'predicted': False}
     assert [label['id'] for label in organs.predicted_labels] == [0, 1, 2]
@@ -141,10 +142,20 @@ def test_which_classes_are_predicted():
 def test_decision():
     logits = np.random.default_rng(1).normal(size=(5, 6, 7, 6))
     logits[..., 5] = 100.0  # a label nobody predicts
-    found = NestedDecision((1, 2), (3, 4))(logits)
+    found = NestedDecision((1, 2), (3,), (4,))(logits)
     np.testing.assert_array_equal(found, decide_slowly(logits))
     assert found.dtype == np.uint8 and set(np.unique(found)) == {0, 1, 2, 3, 4}
     assert NestedDecision((1,), ())(np.zeros((2, 6))).tolist() == [0, 0]  # 0.5 is not above 0.5
+
+
+def test_an_unseen_tumour_takes_no_voxel_of_a_seen_one():
+    decide = NestedDecision((1,), (2, 3), (4, 5))
+    logits = [
+        [0.0, 9.0, 0.1, -1.0, 8.0, 2.0],  # the seen tumour 2, though the unseen 4 is larger
+        [0.0, 9.0, -1.0, -1.0, 1.0, 2.0],  # no seen one: the larger unseen one
+        [0.0, 9.0, -1.0, -1.0, -1.0, -1.0],
+    ]
+    assert decide(np.array(logits)).tolist() == [2, 5, 1]
 
 
 @pytest.fixture(scope='module')
