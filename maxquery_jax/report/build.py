@@ -11,18 +11,17 @@ from maxquery_jax.data.orientation import apply, find_orientation
 from maxquery_jax.errors import UserError
 from maxquery_jax.progress import Progress
 from maxquery_jax.report import compare as compare_lib
-from maxquery_jax.report.page import write_page
-from maxquery_jax.report.pictures import CaseSlice, cut_slice, plot_montage
-from maxquery_jax.report.predictions import (
+from maxquery_jax.report.case_files import (
     CaseFiles,
     PredictionSet,
     check_same_grid,
-    open_predictions,
-    open_run,
     read_score,
     read_segmentation,
     read_truth,
 )
+from maxquery_jax.report.page import write_page
+from maxquery_jax.report.pictures import CaseSlice, cut_slice, plot_montage
+from maxquery_jax.report.predictions import open_predictions, open_run
 from maxquery_jax.report.progress_plot import plot_progress
 from maxquery_jax.report.summary import read_summary
 from maxquery_jax.report.tables import Table, case_table, summary_tables

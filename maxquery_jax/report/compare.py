@@ -15,17 +15,16 @@ from maxquery_jax.data.store_manifest import Manifest
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import read_json
 from maxquery_jax.progress import Progress
-from maxquery_jax.report.labels import LabelTable
-from maxquery_jax.report.pictures import add_legend, draw_scan, hide_ticks, save_figure, upright
-from maxquery_jax.report.predictions import (
+from maxquery_jax.report.case_files import (
     CaseFiles,
     PredictionSet,
     check_same_grid,
-    open_predictions,
-    open_run,
     read_score,
     read_truth,
 )
+from maxquery_jax.report.labels import LabelTable
+from maxquery_jax.report.pictures import add_legend, draw_scan, hide_ticks, save_figure, upright
+from maxquery_jax.report.predictions import open_predictions, open_run
 
 NUM_ROWS = 4
 CAPTION = (

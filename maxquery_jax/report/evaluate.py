@@ -14,14 +14,10 @@ from maxquery_jax.errors import UserError
 from maxquery_jax.metrics.bootstrap import NUM_RESAMPLES
 from maxquery_jax.parallel.parts import WHOLE, Part
 from maxquery_jax.progress import Progress
+from maxquery_jax.report.case_files import PredictionSet
 from maxquery_jax.report.measure import DEFAULTS, Settings, measure_case, measure_cases
 from maxquery_jax.report.parts import case_hashes, part_file, read_parts, write_part
-from maxquery_jax.report.predictions import (
-    PredictionSet,
-    open_predictions,
-    open_run,
-    split_cases,
-)
+from maxquery_jax.report.predictions import open_predictions, open_run, split_cases
 from maxquery_jax.report.summary import summarise, write_summary
 from maxquery_jax.report.tables import show, summary_tables
 

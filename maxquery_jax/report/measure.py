@@ -14,8 +14,7 @@ from maxquery_jax.metrics.dice import DiceCounts
 from maxquery_jax.metrics.lesions import MIN_VOLUME_ML, OVERLAP, LesionCounts, LesionGroup
 from maxquery_jax.metrics.ood import ScoreHistogram, dilate_region, interior
 from maxquery_jax.metrics.surface import NSD_TOLERANCE_MM, SurfaceMetrics, measure_surfaces
-from maxquery_jax.report.labels import LabelTable
-from maxquery_jax.report.predictions import (
+from maxquery_jax.report.case_files import (
     CaseFiles,
     PredictionSet,
     check_same_grid,
@@ -23,6 +22,7 @@ from maxquery_jax.report.predictions import (
     read_segmentation,
     read_truth,
 )
+from maxquery_jax.report.labels import LabelTable
 
 REGIONS = ('organ', 'host', 'interior', 'whole')
 """Where voxels are ranked: organ, tumour and OOD truth (dilated on request); of these the organs

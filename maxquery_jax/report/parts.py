@@ -26,8 +26,8 @@ from maxquery_jax.metrics.lesions import LesionCounts
 from maxquery_jax.metrics.ood import ScoreHistogram
 from maxquery_jax.metrics.surface import SurfaceMetrics
 from maxquery_jax.parallel.parts import Part
+from maxquery_jax.report.case_files import CaseFiles, PredictionSet
 from maxquery_jax.report.measure import CaseMeasurement, Settings
-from maxquery_jax.report.predictions import CaseFiles, PredictionSet
 
 FORMAT = 'maxquery_jax/evaluation_part'
 VERSION = 1

@@ -11,9 +11,9 @@ import pytest
 from maxquery_jax.errors import UserError
 from maxquery_jax.report import compare as compare_lib
 from maxquery_jax.report.build import report
+from maxquery_jax.report.case_files import CaseFiles, PredictionSet
 from maxquery_jax.report.compare import Method, OodSlice, compare, parse_method
 from maxquery_jax.report.labels import LabelTable
-from maxquery_jax.report.predictions import CaseFiles, PredictionSet
 from tests import processes
 from tests.inference import query_run
 

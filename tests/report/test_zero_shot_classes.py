@@ -8,8 +8,9 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from maxquery_jax.errors import UserError
+from maxquery_jax.report.case_files import read_segmentation
 from maxquery_jax.report.evaluate import evaluate
-from maxquery_jax.report.predictions import open_predictions, read_segmentation
+from maxquery_jax.report.predictions import open_predictions
 from maxquery_jax.report.summary import cases_csv
 from maxquery_jax.report.tables import plain, summary_tables
 
