@@ -16,8 +16,9 @@ from maxquery_jax.data.orientation import Orientation, rectify
 from maxquery_jax.data.preprocess import resample_image, resample_label, resampled_shape
 from maxquery_jax.data.raw import RawCase
 from maxquery_jax.data.scan import to_hu
-from maxquery_jax.data.store import AIR_HU, StoreWriter
+from maxquery_jax.data.store import AIR_HU
 from maxquery_jax.data.store_format import first_line
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.errors import UserError
 
 RULES_VERSION = 1  # raise when the same input would be written as other voxels

@@ -37,8 +37,9 @@ from maxquery_jax.data.raw import RawCase, RawDataset
 from maxquery_jax.data.scan import CaseScan, ReadOptions
 from maxquery_jax.data.sources import PairOptions, open_source, write_phantom
 from maxquery_jax.data.splits import SplitOptions
-from maxquery_jax.data.store import Manifest, StoreWriter
+from maxquery_jax.data.store import Manifest
 from maxquery_jax.data.store_format import kvstore_spec, local_folder, open_kvstore, read_key
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.data.workers import map_cases
 from maxquery_jax.errors import UserError
 from maxquery_jax.progress import Progress

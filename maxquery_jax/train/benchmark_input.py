@@ -18,7 +18,8 @@ import scipy.ndimage
 
 from maxquery_jax.augment import policy as augment_policy
 from maxquery_jax.data.pipeline import build_batches
-from maxquery_jax.data.store import PatchStore, StoreWriter
+from maxquery_jax.data.store import PatchStore
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.errors import UserError
 from maxquery_jax.files import write_json
 from maxquery_jax.train.synthetic import synthetic_manifest

@@ -11,7 +11,7 @@ import pytest
 
 from configs import base, maxquery
 from maxquery_jax.baselines import mc_dropout, sml
-from maxquery_jax.data.store import StoreWriter
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference import sml_fit
 from maxquery_jax.inference.model import load_model

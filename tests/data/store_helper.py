@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from maxquery_jax.data.store import Manifest, StoreWriter
+from maxquery_jax.data.store import Manifest
+from maxquery_jax.data.store_write import StoreWriter
 
 LABELS = (
     {'id': 0, 'name': 'background', 'role': 'background'},

@@ -13,7 +13,8 @@ import pytest
 from store_helper import build_store, make_case
 
 from maxquery_jax.data.pipeline import build_batches
-from maxquery_jax.data.store import PatchStore, StoreWriter
+from maxquery_jax.data.store import PatchStore
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.errors import UserError
 from tests import processes
 

@@ -11,7 +11,8 @@ import pytest
 from store_helper import LABELS, build_store, make_case, make_manifest
 
 from maxquery_jax.data.pipeline import build_batches
-from maxquery_jax.data.store import PatchStore, StoreWriter
+from maxquery_jax.data.store import PatchStore
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.errors import UserError
 
 OPTIONS = {'crop_size': (8, 10, 12), 'batch_size': 4, 'seed': 7}

@@ -45,7 +45,7 @@ setattr(owner, last, wrapped)
 splits = {'train': ['a', 'b'], 'val': ['c'], 'test': ['d']}
 prepare('decathlon', raw, store, split=SplitOptions(given=splits), workers=0)
 """
-STORE = 'maxquery_jax.data.store'
+STORE = 'maxquery_jax.data.store_write'
 # What is called for the n-th time, and how many cases are complete by then.
 POINTS = {
     'while files are checked': ('maxquery_jax.data.scan', 'nifti.to_canonical', 3, 0),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from store_helper import LABELS, build_store, make_case, make_manifest
 
-from maxquery_jax.data.store import Manifest, PatchStore, StoreWriter, kvstore_spec
+from maxquery_jax.data.store import Manifest, PatchStore, kvstore_spec
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.errors import UserError
 
 
@@ -160,7 +161,7 @@ def test_interrupted_case_leaves_nothing_and_is_cleaned(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr('maxquery_jax.data.store.write_group', die)
+        patch.setattr('maxquery_jax.data.store_write.write_group', die)
         with pytest.raises(KeyboardInterrupt):
             writer.write_case('b', *make_case(1))
     again = StoreWriter(path)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from configs import maxquery
-from maxquery_jax.data.store import StoreWriter
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.train.checkpoint import StageCheckpoints
 from maxquery_jax.train.stage import make_model
 from maxquery_jax.train.state import TrainState, init_params

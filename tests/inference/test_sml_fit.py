@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from maxquery_jax.baselines import sml
-from maxquery_jax.data.store import PatchStore, StoreWriter
+from maxquery_jax.data.store import PatchStore
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference import sml_fit
 from maxquery_jax.inference.model import LoadedModel

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from configs import maxquery
-from maxquery_jax.data.store import Manifest, StoreWriter
+from maxquery_jax.data.store import Manifest
+from maxquery_jax.data.store_write import StoreWriter
 from maxquery_jax.errors import UserError
 from maxquery_jax.parallel import sharding
 from maxquery_jax.parallel.mesh import make_mesh, mesh_context
