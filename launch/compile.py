@@ -21,28 +21,13 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from launch import _cli, _numbers
+from launch import _cli, _planned
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Experiment, e.g. configs/maxquery.py:pancreas', lock_config=True
 )
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'Hardware: v5e:4x4, h100:8, cpu:8, ...')
 _STAGE = flags.DEFINE_string('stage', None, 'Stage of the config; the last by default.')
-_TUMOURS = flags.DEFINE_integer(
-    'tumours',
-    None,
-    "Known tumour classes; the phantom cohort's or else 7 by default.",
-    lower_bound=0,
-)
-_CHANNELS = flags.DEFINE_integer(
-    'channels',
-    None,
-    "Input channels (phases); the phantom cohort's or else 1 by default.",
-    lower_bound=1,
-)
-_SPACING = flags.DEFINE_list(
-    'spacing_mm', None, "Voxel size (z, y, x); the phantom cohort's or else the paper's by default."
-)
 _EFFORT = flags.DEFINE_enum(
     'effort', 'fast', ['fast', 'full'], 'Of the TPU compiler; full takes ten times as long.'
 )
@@ -67,18 +52,11 @@ def main() -> None:
     from maxquery_jax.aot.compile import compile_for, require_stage
     from maxquery_jax.aot.describe import describe
     from maxquery_jax.files import write_text
-    from maxquery_jax.train.synthetic import planned_manifest
 
     stage = require_stage(config, _STAGE.value)
-    spacing = _numbers.triple('spacing_mm', _SPACING.value, float) if _SPACING.value else None
-    manifest = planned_manifest(
-        config,
-        stage,
-        num_tumours=_TUMOURS.value,
-        num_channels=_CHANNELS.value,
-        spacing_mm=spacing,
+    report = compile_for(
+        config, stage, _planned.manifest(config, stage), target, is_fast=_EFFORT.value == 'fast'
     )
-    report = compile_for(config, stage, manifest, target, is_fast=_EFFORT.value == 'fast')
     print(describe(report))
     if _JSON.value:
         write_text(pathlib.Path(_JSON.value), json.dumps(report, indent=1) + '\n')
