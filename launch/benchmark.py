@@ -35,6 +35,7 @@ _REPEATS = flags.DEFINE_integer('repeats', 5, 'input: timed repeats.', lower_bou
 _CORES = flags.DEFINE_integer('cores', 2, 'input: cores to use.', lower_bound=1)
 _PEER = flags.DEFINE_string('peer_python', None, 'input: interpreter that has nnU-Net.')
 _JSON = flags.DEFINE_string('json', None, 'Also write the figures to this file.')
+flags.adopt_module_key_flags(_planned)
 
 
 def main() -> None:

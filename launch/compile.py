@@ -33,6 +33,7 @@ _EFFORT = flags.DEFINE_enum(
 )
 _JSON = flags.DEFINE_string('json', None, 'Also write the report to this file.')
 _IS_CHILD = flags.DEFINE_bool('in_this_process', False, 'Do not start a process of its own.')
+flags.adopt_module_key_flags(_planned)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Experiment, e.g. configs/maxquery.py:demo', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory; made if missing, continued if not.')
+flags.adopt_module_key_flags(_cluster)
 
 
 PLOT_SECONDS = 10.0  # drawing takes about half a second

@@ -1,6 +1,7 @@
 """The shipped commands answer a wrong call with one line and exit code 2, before computing."""
 
 import pathlib
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests import processes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DEMO = '--config=configs/maxquery.py:demo'
+VERBS = sorted(path.stem for path in (ROOT / 'launch').glob('[a-z]*.py'))
 
 
 def launch(python, verb, *args):
@@ -73,8 +75,19 @@ def test_one_line_and_exit_2(python, tmp_path, verb, args, words):
         assert word in lines[0]
 
 
+def flags_of(module):
+    """Names of the flags of a verb's module and of those that it imports from launch."""
+    text = (ROOT / 'launch' / f'{module}.py').read_text()
+    helpers = {name for line in re.findall(r'^from launch import (.*)', text, re.MULTILINE)
+               for name in line.split(', ')} - {'_cli'}  # fmt: skip
+    own = re.findall(r"DEFINE_\w+\(\s*'(\w+)'", text)
+    return {*own, *(name for helper in helpers for name in flags_of(helper))}
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize('verb', ['train', 'prepare', 'check', 'predict', 'evaluate', 'report'])
-def test_help_teaches_with_a_command(python, verb):
+@pytest.mark.parametrize('verb', VERBS)
+def test_help_teaches_with_a_command_and_lists_every_flag(python, verb):
     result = launch(python, verb, '--help')
     assert f'python -m launch.{verb}' in result.stdout
+    shown = set(re.findall(r'^  --(?:\[no\])?(\w+)', result.stdout, re.MULTILINE))
+    assert flags_of(verb) <= shown and len(shown) > 1
