@@ -26,6 +26,7 @@ _BASELINES = (
     ('SML', 'nnunet', 'sml'),
 )
 _LOCALISATION = ('auroc', 'aupr', 'fpr95')
+_AS_PAPER = '4 decoder blocks'
 
 # `share` names the variant whose first stages a variant takes over instead of training them again.
 # All of MaxQuery starts from the nnU-Net that is also the baseline.
@@ -178,17 +179,25 @@ def ablation() -> dict[str, Any]:
         ('Ours (2 decoder blocks)', 'qd'),
         ('1 decoder block', 'blocks1'),
         ('3 decoder blocks', 'blocks3'),
-        ('4 decoder blocks', 'blocks4'),
+        (_AS_PAPER, 'blocks4'),
         ('without deep supervision of the decoder', 'no_ds'),
         ('one joint stage', 'joint'),
     )
+    rows = [{'title': t, 'variant': v, 'score': 'query_logit'} for t, v in methods]
+    rows += [{'title': t, 'variant': v, 'score': score} for t, v, score in _BASELINES]
     return {
         'name': 'maxquery_ablation',
         'title': 'Ablations: decoder blocks, deep supervision, two stages',
         'columns': (*_LOCALISATION, 'case_auc', 'dice', 'parameters', 'train_time'),
-        'rows': tuple({'title': t, 'variant': v, 'score': 'query_logit'} for t, v in methods),
-        'pairs': tuple((methods[0][0], title) for title, _ in methods[1:]),
-        'note': 'The paper has no numbers for these; its own decoder has 4 blocks.',
+        'rows': tuple(rows),
+        'pairs': (
+            *((methods[0][0], title) for title, _ in methods[1:]),
+            *((_AS_PAPER, title) for title, _, _ in reversed(_BASELINES)),
+        ),
+        'note': (
+            'The paper has no numbers for these. Its own decoder has 4 blocks, which is why that '
+            "variant is set against Table 1's baselines."
+        ),
     }
 
 
