@@ -172,6 +172,7 @@ def stage(objective: str) -> Config:
             'class_weight': 1.0,  # zept: class embeddings of the fundamental queries
             'alignment_weight': 1.0,  # zept: query-knowledge alignment, Eq. 11
             'align_unseen': False,  # zept: also queries of tumours that no label shows
+            'organs_hold_tumours': True,  # zept: in the masks of the fundamental queries
         }
     )
     return cfg

@@ -38,8 +38,8 @@ _SCORES = flags.DEFINE_list(
     'scores',
     None,
     'Scores to write, the primary one first: query_logit (the MaxQuery score), query_softmax, '
-    'category_logit, category_softmax (alone without queries); of ZePT tumour_logit, unseen_logit, '
-    'query_logit, tumour_anomaly_logit; or all.',
+    'category_logit, category_softmax (alone without queries); of ZePT tumour_logit, query_logit, '
+    'tumour_anomaly_logit, seen_logit, seen_anomaly_logit, unseen_logit; or all.',
 )
 _STEP_SIZE = flags.DEFINE_float(
     'step_size',

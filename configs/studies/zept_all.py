@@ -17,6 +17,7 @@ _SEEDS = (0, 1, 2)
 _UNSEEN = ('pancreas_tumor', 'lung_tumor', 'hepatic_vessel_tumor', 'colon_tumor')
 _ALL_UNSEEN = '+'.join(_UNSEEN)
 _SCORE = 'tumour_logit'
+_WITH_MAP = ('queries of seen tumours + anomaly map', 'seen_anomaly_logit')
 
 # `share` names the variant whose first stages a variant takes over instead of training them again.
 # Variants of another cohort (seen_...) and of another stage I train both stages.
@@ -99,9 +100,11 @@ def table1() -> dict[str, Any]:
         ('SML', 'nnunet', 'sml'),
         ('MaxQuery', 'maxquery', 'query_logit'),
         ('ZePT', 'zept', _SCORE),
+        ('ZePT, queries of seen tumours', 'zept', 'seen_logit'),
         ('ZePT, queries of unseen tumours', 'zept', 'unseen_logit'),
         ('ZePT, anomaly map', 'zept', 'query_logit'),
         ('ZePT, tumour logit + anomaly map', 'zept', 'tumour_anomaly_logit'),
+        (f'ZePT, {_WITH_MAP[0]}', 'zept', _WITH_MAP[1]),
     )
     return {
         'name': 'zept_table1',
@@ -263,10 +266,17 @@ def table10() -> dict[str, Any]:
 def table11() -> dict[str, Any]:
     """One stage against two."""
     rows = (('one stage', 'one_stage'), ('two stages', 'zept'))
+    with_map = [
+        {**row, 'title': f'{row["title"]}, {_WITH_MAP[0]}', 'score': _WITH_MAP[1]}
+        for row in _rows(rows)
+    ]
+    table = _ablation(rows, 'two stages', last=('train_time',))
+    table['rows'] += tuple(with_map)
+    table['pairs'] += ((with_map[1]['title'], with_map[0]['title']),)
     return {
         'name': 'zept_table11',
         'title': 'Table 11: one stage against two',
-        **_ablation(rows, 'two stages', last=('train_time',)),
+        **table,
         'reference': paper_zept.table11(),
         'note': 'One stage: stage II from scratch, for as many steps as both stages have.',
     }

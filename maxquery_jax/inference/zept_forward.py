@@ -44,20 +44,25 @@ def zept_scores(stage: int, table: QueryTable) -> tuple[str, ...]:
 
     `query_logit` is minus the largest organ logit: no organ's query responds (Eq. 7 at full
     resolution). `tumour_logit` is the largest logit over all advanced queries: some tumour's query
-    responds. `unseen_logit` is the same over the queries of tumours that no training label showed.
+    responds. `seen_logit` is the same over the queries of tumours that training labels showed, and
+    `unseen_logit` over those of tumours that none did, whose masks nothing trained.
     `tumour_anomaly_logit` is `tumour_logit` plus the anomaly map `query_logit`, which the released
-    code adds to every tumour's logit. The tumours' logits of a network that does so itself
-    (`model.zept.anomaly_logit_bias`) hold the map already, and both of its scores are that sum.
+    code adds to every tumour's logit, and `seen_anomaly_logit` is `seen_logit` plus the map. The
+    tumours' logits of a network that does so itself (`model.zept.anomaly_logit_bias`) hold the map
+    already, which is not added again.
 
     Unspecified in the paper: the map behind the AUROC, AUPR and FPR95 of its Table 1. The masks
     are what it evaluates, so the tumours' is the default of stage II; its logits rank voxels as its
-    probabilities do, and do not saturate. An organ's mask holds its tumours (Sec. 3.1), so that a
-    trained `query_logit` does not single them out. Stage I has nothing but `query_logit`.
+    probabilities do, and do not saturate. Where an organ's mask holds its tumours (Sec. 3.1;
+    `loss.organs_hold_tumours`), a trained `query_logit` is not meant to single them out. Stage I
+    has nothing but `query_logit`.
     """
     if stage == 1:
         return ('query_logit',)
-    unseen = ('unseen_logit',) if _unseen(table) else ()
-    return ('tumour_logit', *unseen, 'query_logit', 'tumour_anomaly_logit')
+    names = ('tumour_logit', 'query_logit', 'tumour_anomaly_logit')
+    if not (_advanced(table, seen=True) and _advanced(table, seen=False)):
+        return names  # the others would be of no query, or the same again
+    return (*names, 'seen_logit', 'seen_anomaly_logit', 'unseen_logit')
 
 
 def make_zept_forward(
@@ -146,15 +151,16 @@ def _score(mask_logits: Array, name: str, table: QueryTable, *, is_biased: bool)
     organs, tumours = jnp.split(mask_logits.astype(jnp.float32), [table.num_fundamental], axis=1)
     if name == 'query_logit':
         return query_logit_score(organs)
-    if name == 'unseen_logit':
-        tumours = tumours[:, jnp.array(_unseen(table))]
+    which, *_ = name.split('_')
+    if which != 'tumour':
+        tumours = tumours[:, jnp.array(_advanced(table, seen=which == 'seen'))]
     found = jnp.max(tumours, axis=1)
-    if name == 'tumour_anomaly_logit' and not is_biased:
+    if name.endswith('_anomaly_logit') and not is_biased:
         found += query_logit_score(organs)
     return found
 
 
-def _unseen(table: QueryTable) -> tuple[int, ...]:
-    """Advanced queries (0 to M - 1) of tumours that no training label showed."""
+def _advanced(table: QueryTable, *, seen: bool) -> tuple[int, ...]:
+    """Advanced queries (0 to M - 1) of tumours that training labels showed, or of the others."""
     advanced = table.classes[table.num_fundamental :]
-    return tuple(i for i, known in enumerate(advanced) if known == UNSEEN)
+    return tuple(i for i, known in enumerate(advanced) if (known != UNSEEN) == seen)

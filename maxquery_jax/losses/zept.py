@@ -28,6 +28,7 @@ def zept_objective(
     knowledge: Array | None = None,
     candidates: Array | None = None,
     align_unseen: bool = False,
+    organs_hold_tumours: bool = True,
     similarity: str = 'cosine',
     dice_weight: float = 1.0,
     ce_weight: float = 1.0,
@@ -52,6 +53,7 @@ def zept_objective(
         align_unseen: whether queries are aligned with their texts in every sample, also those whose
             class it does not annotate or no training label shows (the released code; a text needs
             no annotation). By default only annotated classes are.
+        organs_hold_tumours: whether a fundamental query's truth holds the tumours of its organ.
         similarity: see `alignment_logits`.
         dice_weight: of the Dice loss.
         ce_weight: of the masks' binary cross-entropy.
@@ -71,6 +73,9 @@ def zept_objective(
         class_mask = jnp.ones((label.shape[0], len(parents)), bool)
     counted = supervised_queries(class_mask, classes)
     num_organs = outputs.class_logits.shape[1]
+    if not organs_hold_tumours:
+        tumours = set(query_classes[num_organs:])
+        parents = [() if k in tumours else organs for k, organs in enumerate(parents)]
     dice, bce = jnp.zeros(()), jnp.zeros(())
     for chosen in (range(num_organs), range(num_organs, num_queries)):
         seen = [query for query in chosen if classes[query] != UNSEEN]  # others count nowhere

@@ -117,6 +117,7 @@ def make_objective(cfg: Config, config: Config, manifest: Manifest) -> Objective
         **shared,
         knowledge=jnp.asarray(load_knowledge(config).select(table.names)),
         align_unseen=loss.align_unseen,
+        organs_hold_tumours=loss.organs_hold_tumours,
         similarity=config.model.zept.alignment,
         class_weight=loss.class_weight,
         alignment_weight=loss.alignment_weight,

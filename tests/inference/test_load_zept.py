@@ -88,8 +88,8 @@ def test_stage_two_predicts_unseen_tumours(model):
     assert [label.get('predicted') for label in model.labels] == [None] * 28 + [True] * 18
     assert model.decide == NestedDecision(tuple(range(1, 26)), tuple(SEEN), tuple(UNSEEN))
     assert model.class_groups == (0, *[1] * 25, *[2] * 20)
-    own = ('tumour_logit', 'unseen_logit', 'query_logit')
-    assert model.score_names == (*own, 'tumour_anomaly_logit')
+    every = ('tumour_logit', 'query_logit', 'tumour_anomaly_logit')
+    assert model.score_names == (*every, 'seen_logit', 'seen_anomaly_logit', 'unseen_logit')
     assert not model.fitted_scores and model.query_groups == ()
 
 
@@ -108,7 +108,7 @@ def test_stage_one_predicts_organs(run):
     assert first.score_names == ('query_logit',) and first.tumour_ids == ()
 
 
-@pytest.mark.parametrize(('stage', 'scores'), [('stage1', 1), ('stage2', 4)])
+@pytest.mark.parametrize(('stage', 'scores'), [('stage1', 1), ('stage2', 6)])
 def test_what_the_network_returns(run, stage, scores):
     loaded = load_model(run, stage)
     tiles = jax.ShapeDtypeStruct((2, *PATCH, 1), jnp.int16)

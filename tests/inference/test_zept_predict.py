@@ -84,17 +84,16 @@ def test_a_channel_per_label(tiles, stage):
 def test_scores(tiles):
     outputs = outputs_at(2)
     _, scores = forward_of(2)(model_of(2).params, tiles)
-    assert model_of(2).score_names == (
-        'tumour_logit', 'unseen_logit', 'query_logit', 'tumour_anomaly_logit'
-    )  # fmt: skip
     organs, tumours = outputs.mask_logits[:, :3], outputs.mask_logits[:, 3:]
     expected = {
         'tumour_logit': tumours.max(1),
-        'unseen_logit': outputs.mask_logits[:, 3],
         'query_logit': -organs.max(1),
         'tumour_anomaly_logit': tumours.max(1) - organs.max(1),
+        'seen_logit': tumours[:, 1],
+        'seen_anomaly_logit': tumours[:, 1] - organs.max(1),
+        'unseen_logit': tumours[:, 0],
     }
-    assert set(scores) == set(expected)
+    assert set(scores) == set(expected) and model_of(2).score_names == tuple(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(scores[name], values, rtol=1e-4, atol=1e-4)
     assert model_of(1).score_names == ('query_logit',)

@@ -23,7 +23,14 @@ from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
-SCORES = ('tumour_logit', 'unseen_logit', 'query_logit', 'tumour_anomaly_logit')
+SCORES = (
+    'tumour_logit',
+    'query_logit',
+    'tumour_anomaly_logit',
+    'seen_logit',
+    'seen_anomaly_logit',
+    'unseen_logit',
+)
 
 
 def tiny(words='demo'):
@@ -47,7 +54,6 @@ def tiny(words='demo'):
     )
     for name in config.stages:
         config[name].epochs, config[name].steps_per_epoch = 2, 2
-        config[name].optim.name = 'adamw'  # compiles faster than radam
     config.mesh.data = 1
     config.log.every_steps = 2
     config.validation.every_steps = 4

@@ -100,3 +100,22 @@ def test_stage_one_needs_no_texts_and_stage_two_does(label):
     np.testing.assert_allclose(loss, sum(metrics[k] for k in ('dice', 'ce', 'class')), rtol=1e-6)
     with pytest.raises(ValueError, match='knowledge'):
         zept_objective(two, label, **TRUTH)
+
+
+def test_an_organs_mask_holds_its_tumours_unless_told_otherwise(label):
+    outputs = stage_two()
+
+    def by_mask(*, organs_hold_tumours: bool) -> np.ndarray:
+        def loss(mask_logits):
+            changed = dataclasses.replace(outputs, mask_logits=mask_logits, knowledge_queries=None)
+            options = {**TRUTH, 'organs_hold_tumours': organs_hold_tumours}
+            return zept_objective(changed, label, **options)[0]
+
+        return np.asarray(jax.grad(loss)(outputs.mask_logits))
+
+    tumour = np.asarray(label) == 2
+    held, healthy = by_mask(organs_hold_tumours=True), by_mask(organs_hold_tumours=False)
+    assert (held[:, 0][tumour] < 0).all()  # the liver's mask is drawn over them ...
+    assert (healthy[:, 0][tumour] > 0).all()  # ... or away from them
+    assert (healthy[:, 0][np.asarray(label) == 1] < 0).all()
+    np.testing.assert_array_equal(held[:, 1:], healthy[:, 1:])  # spleen and tumours as before

@@ -114,7 +114,8 @@ def test_a_score_that_a_run_does_not_give_would_be_found(tmp_path):
 def test_scores_of_zept_follow_its_queries(tmp_path):
     study, make_config = opened(ROOT / 'configs/studies/zept_all.py')
     configs = {run.variant: run.config for run in plan(study, make_config, tmp_path)}
-    own = {'tumour_logit', 'unseen_logit', 'query_logit', 'tumour_anomaly_logit'}
+    own = {f'{which}_logit' for which in ('tumour', 'seen', 'unseen', 'query')}
+    own |= {f'{which}_anomaly_logit' for which in ('tumour', 'seen')}
     assert available_scores(configs['zept']) == own
     assert available_scores(configs['universal']) is None
 

@@ -28,7 +28,6 @@ def tiny(**options):
     config.model.backbone.update({'base_features': 4, 'max_stages': 2})
     sizes = {'organs': (), 'output_strides': (2,), 'query_dim': 8, 'refine_dim': 8, 'num_heads': 2}
     config.model.zept.update(sizes | {'box_margin': MARGIN} | options)
-    config.stage2.optim.name = 'adamw'  # compiles faster than radam
     return config
 
 
