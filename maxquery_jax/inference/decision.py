@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from maxquery_jax.data.taxonomy import find_concept, hosts_of
+
+_TIE = 1e-3  # of a logit, below which two count as equal
+
 Decision = Callable[[np.ndarray], np.ndarray]
 """Logits [..., C], summed over tiles with positive weights, to class ids [...]."""
 
@@ -27,17 +31,22 @@ class NestedDecision:
     Unspecified in the paper: which of several tumours, or of several organs, a voxel is. The
     released code lets the last one that is written win. Seen tumours come first because their
     masks alone have learnt where they end: no label ever told an unseen tumour's query where it is
-    wrong, and such a query may copy a seen one with larger logits.
+    wrong, and such a query may copy a seen one with larger logits. Of unseen tumours whose logits
+    are equal, as those of queries are that Eq. 11 leaves as they began, it is the one whose organ
+    has the largest logit.
 
     Attributes:
         organ_ids: channels of organs, which are their class ids.
         tumour_ids: channels of tumours that training showed.
         unseen_ids: channels of zero-shot classes.
+        unseen_hosts: for each of them the channels of the organs that it grows in; or nothing,
+            which leaves such ties to the order.
     """
 
     organ_ids: tuple[int, ...]
     tumour_ids: tuple[int, ...]
     unseen_ids: tuple[int, ...] = ()
+    unseen_hosts: tuple[tuple[int, ...], ...] = ()
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """See `Decision`."""
@@ -46,8 +55,36 @@ class NestedDecision:
             if ids:
                 own = logits[..., ids]
                 found = own.max(-1) > 0
-                label[found] = np.array(ids, np.uint8)[own[found].argmax(-1)]
+                own, hosts = own[found], self.unseen_hosts if ids == self.unseen_ids else ()
+                if hosts:
+                    tied = own >= (1 - _TIE) * own.max(-1, keepdims=True)
+                    own = np.where(tied, _largest_of(logits[found], hosts), -np.inf)
+                label[found] = np.array(ids, np.uint8)[own.argmax(-1)]
         return label
+
+
+def _largest_of(logits: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    """Largest of each group's channels, [n, C] to [n, G]; finite and below all for no channel."""
+    lowest = np.full(len(logits), np.finfo(logits.dtype).min, logits.dtype)
+    return np.stack([logits[:, list(g)].max(-1) if g else lowest for g in groups], axis=-1)
+
+
+def nested_decision(labels: Sequence[Mapping[str, Any]]) -> NestedDecision:
+    """The decision between predicted labels, records `{id, name, role}`."""
+    ids: dict[str, list[int]] = {'background': [], 'organ': [], 'tumour': [], 'ood': []}
+    for label in labels:
+        ids[label['role']].append(label['id'])
+    organs = {find_concept(x['name']): x['id'] for x in labels if x['role'] == 'organ'}
+    return NestedDecision(
+        organ_ids=tuple(ids['organ']),
+        tumour_ids=tuple(ids['tumour']),
+        unseen_ids=tuple(ids['ood']),
+        unseen_hosts=tuple(
+            tuple(organs[host] for host in hosts_of(x['name']) if host in organs)
+            for x in labels
+            if x['role'] == 'ood'
+        ),
+    )
 
 
 def is_predicted(label: Mapping[str, Any]) -> bool:

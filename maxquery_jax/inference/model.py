@@ -20,10 +20,10 @@ from maxquery_jax.baselines.synthcp.model import synthcp_score
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference.decision import (
     Decision,
-    NestedDecision,
     is_predicted,
     largest_logit,
     mark_predicted,
+    nested_decision,
 )
 from maxquery_jax.inference.sml_fit import make_sml_score
 from maxquery_jax.inference.tile_program import Forward, TileProgram
@@ -152,10 +152,7 @@ class LoadedModel:
         """Turns averaged logits into classes."""
         if not self.is_nested:
             return largest_logit
-        ids = {role: [] for role in ('background', 'organ', 'tumour', 'ood')}
-        for label in self.predicted_labels:
-            ids[label['role']].append(label['id'])
-        return NestedDecision(tuple(ids['organ']), tuple(ids['tumour']), tuple(ids['ood']))
+        return nested_decision(self.predicted_labels)
 
     def choose_scores(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
         """Checks score names; None or empty means the model's default, 'all' every score.

@@ -10,7 +10,7 @@ import pytest
 from flax.core import meta
 
 from configs import zept
-from maxquery_jax.data.taxonomy import TAXONOMY, role_of
+from maxquery_jax.data.taxonomy import TAXONOMY, hosts_of, role_of
 from maxquery_jax.errors import UserError
 from maxquery_jax.inference.decision import NestedDecision
 from maxquery_jax.inference.model import load_model
@@ -86,7 +86,9 @@ def test_stage_two_predicts_unseen_tumours(model):
     assert len(model.labels) == 46 == model.num_logits and model.num_classes == 28
     assert [label['id'] for label in model.predicted_labels] == list(range(46))
     assert [label.get('predicted') for label in model.labels] == [None] * 28 + [True] * 18
-    assert model.decide == NestedDecision(tuple(range(1, 26)), tuple(SEEN), tuple(UNSEEN))
+    hosts = tuple(tuple(IDS[host] for host in hosts_of(LABELS[i]['name'])) for i in UNSEEN)
+    assert {IDS['colon'], IDS['pancreas']} < {host for own in hosts for host in own}
+    assert model.decide == NestedDecision(tuple(range(1, 26)), tuple(SEEN), UNSEEN, hosts)
     assert model.class_groups == (0, *[1] * 25, *[2] * 20)
     every = ('tumour_logit', 'query_logit', 'tumour_anomaly_logit')
     assert model.score_names == (*every, 'seen_logit', 'seen_anomaly_logit', 'unseen_logit')

@@ -128,7 +128,7 @@ def test_which_classes_are_predicted():
     assert zero_shot.labels[4] == {**LABELS[4], 'predicted': True}
     assert zero_shot.labels[:4] == tuple(LABELS[:4]) and zero_shot.labels[5] == LABELS[5]
     assert zero_shot.class_groups == (0, 1, 1, 2, 2) and zero_shot.tumour_ids == (3, 4)
-    assert zero_shot.decide == NestedDecision((1, 2), (3,), (4,))
+    assert zero_shot.decide == NestedDecision((1, 2), (3,), (4,), ((1,),))
     organs = model_of(1)
     assert organs.labels[3] == {**LABELS[3], 'predicted': False}
     assert [label['id'] for label in organs.predicted_labels] == [0, 1, 2]
@@ -155,6 +155,18 @@ def test_an_unseen_tumour_takes_no_voxel_of_a_seen_one():
         [0.0, 9.0, -1.0, -1.0, -1.0, -1.0],
     ]
     assert decide(np.array(logits)).tolist() == [2, 5, 1]
+
+
+def test_unseen_tumours_that_tie_are_told_apart_by_their_organs():
+    decide = NestedDecision((1, 2), (3,), (4, 5, 6), ((1,), (2,), ()))
+    logits = [
+        [0.0, 1.0, 4.0, -1.0, 8.0, 8.0, 8.0],  # in organ 2
+        [0.0, -1.0, -4.0, -1.0, 8.0, 8.0, 8.0],  # in none, nearest to organ 1
+        [0.0, -1.0, 4.0, -1.0, 8.0, 7.9, 8.0],  # 5 is no tie; 6 has no organ
+        [0.0, -1.0, 4.0, -1.0, -8.0, -8.0, 0.1],
+        [0.0, 1.0, 4.0, -1.0, -8.0, -8.0, -8.0],
+    ]
+    assert decide(np.array(logits, np.float32)).tolist() == [5, 4, 4, 6, 2]
 
 
 @pytest.fixture(scope='module')
