@@ -14,6 +14,7 @@ from maxquery_jax.errors import UserError
 from maxquery_jax.inference.boxes import hash_boxes
 from maxquery_jax.inference.model import load_model
 from maxquery_jax.inference.predict import predict
+from maxquery_jax.losses.masks import UNSEEN
 from maxquery_jax.report.evaluate import evaluate, evaluate_part
 from maxquery_jax.text.embeddings import hash_text, load_embeddings, save_embeddings
 from maxquery_jax.train.checkpoint import load_params
@@ -71,6 +72,21 @@ def leaves(run, stage):
     params, _, step = load_params(run, stage)
     assert step == 4
     return {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def test_queries_of_unseen_tumours_stay_equal(run):
+    """Eq. 11 and the masks train those of seen tumours; equal queries have equal masks."""
+    model = load_model(run)
+    unseen = np.array(model.zept.table.classes[model.zept.table.num_fundamental :]) == UNSEEN
+    queries = leaves(run, 'stage2')['refinement_decoder/queries']
+    one = queries[unseen][:1]
+    assert unseen.sum() == 18 and (queries[unseen] == one).all()
+    assert (queries[~unseen] != one).any(axis=1).all()
+    tiles = np.random.default_rng(0).integers(-200, 300, (1, *model.patch_size, 1)).astype(np.int16)
+    logits, _ = jax.jit(model.forward)(model.params, tiles)
+    ids = [label['id'] for label in model.labels if label['role'] == 'ood']
+    spread = np.ptp(np.asarray(logits)[..., ids], axis=-1)
+    assert len(ids) == 4 and spread.max() < 1e-5 * np.abs(logits[..., ids]).max()
 
 
 def test_stages_share_all_of_stage_one(run):
