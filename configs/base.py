@@ -32,7 +32,8 @@ def _data() -> Config:
     # data.store; the first one's splits are those that predict and evaluate use.
     data.stores = ()
     data.weights = ()  # share of the samples per store; () for its share of the cases
-    # A built-in cohort to generate instead of reading a store: fields of phantom.CohortSpec.
+    # A built-in cohort to generate instead of reading a store: fields of phantom.CohortSpec, and
+    # window_hu, which its store is prepared with (launch.prepare --window).
     data.phantom = ConfigDict()
     data.patch_size = (0, 0, 0)  # voxels (z, y, x)
     data.batch_size = 2

@@ -97,6 +97,7 @@ def _demo(config: Config) -> None:
             'num_test_ood': 16,
             'shape_zyx': (64, 64, 80),
             'spacing_mm': (5.0, 5.0, 5.0),
+            'window_hu': (-175.0, 250.0),  # released code
             'phases': ('venous',),
             'ood_labels': _UNSEEN,
             'seed': 0,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from maxquery_jax.data.sources import parse_cohort
 from maxquery_jax.data.store import Manifest
 from maxquery_jax.data.taxonomy import TAXONOMY
+from maxquery_jax.train.data import cohort_fields
 from maxquery_jax.train.zept_stage import has_query_table
 from maxquery_jax.typing import Config
 
@@ -39,7 +40,7 @@ def planned_manifest(
     """
     is_taxonomy = config.name == 'zept' or has_query_table(config[stage_name].objective)
     if config.data.phantom and num_tumours is None:
-        cohort = parse_cohort(config.data.phantom.to_dict())
+        cohort = parse_cohort(cohort_fields(config.data.phantom))
         return _manifest(
             cohort.resolved_task.roles,
             spacing_mm or cohort.spacing_mm,

@@ -247,3 +247,25 @@ def test_accumulation_of_masked_batches_equals_the_whole(mixture, pretrain):
     for name, change in pretrain(rows)[0].items():
         scale = np.abs(change).max()
         np.testing.assert_allclose(parts[name], change, atol=1e-3 * scale + 1e-7, err_msg=name)
+
+
+def test_the_window_of_a_phantom_is_its_stores(tmp_path):
+    config = maxquery.get_config('demo')
+    config.data.phantom.update(
+        {
+            'num_train': 1,
+            'num_val': 1,
+            'num_test_inlier': 0,
+            'num_test_ood': 0,
+            'shape_zyx': (8, 16, 16),
+            'spacing_mm': (12.0, 12.0, 12.0),
+            'phases': ('venous',),
+            'window_hu': (-175.0, 250.0),
+        }
+    )
+    intensity = open_data(config, tmp_path).manifest.intensity
+    assert intensity['method'] == 'window'
+    assert (intensity['lower'], intensity['upper']) == ([-175.0], [250.0])
+    config.data.phantom.window_hu = (-160.0, 240.0)
+    with pytest.raises(UserError, match=r'another data\.phantom'):
+        open_data(config, tmp_path)
