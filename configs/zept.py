@@ -76,8 +76,9 @@ def _demo(config: Config) -> None:
     """Trunks of phantoms: 11 organs, liver and kidney tumours seen, four other kinds unseen.
 
     Where it leaves the paper's recipe, it is to learn in two thousand steps: a large learning
-    rate, masks that start empty, and no augmentation, which would cost steps. The organs are those
-    that are large enough for voxels of 5 mm.
+    rate, masks that start empty, and no augmentation, which would cost steps. Organs are without
+    their tumours, which nearly every patient has here. They are those that are large enough for
+    voxels of 5 mm.
     """
     _small_network(config)
     config.augment.enabled = False
