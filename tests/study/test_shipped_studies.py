@@ -14,6 +14,7 @@ from maxquery_jax.ops.anomaly import SCORES
 from maxquery_jax.study.columns import parse_column
 from maxquery_jax.study.plan import plan
 from maxquery_jax.study.runner import open_study
+from maxquery_jax.train.data import cohort_fields
 from maxquery_jax.train.query_table import build_query_table
 from tests import processes
 
@@ -131,7 +132,7 @@ def test_the_ood_methods_of_zept_share_one_segmenter(tmp_path):
 
 @pytest.mark.parametrize('words', ['demo', 'demo,seen_lung_liver', 'demo,seen_pancreas_liver'])
 def test_zept_is_tested_on_several_of_every_unseen_tumour_of_the_paper(words):
-    spec = CohortSpec(**zept_all.get_config(words).data.phantom.to_dict())
+    spec = CohortSpec(**cohort_fields(zept_all.get_config(words).data.phantom.to_dict()))
     label_of = spec.resolved_task.label_of
     types = [case.choices[0] for case in plan_cases(spec) if case.split == 'test']
     seen = [label_of[name] for name in types]
