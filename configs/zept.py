@@ -120,6 +120,14 @@ def _demo(config: Config) -> None:
     config.log.every_steps = 25
 
 
+def _coarse(config: Config) -> None:
+    """The demo in half of its time, for the many trainings of a study: voxels of 6 mm."""
+    config.data.phantom.spacing_mm = (6.0, 6.0, 6.0)
+    config.data.phantom.shape_zyx = (54, 54, 68)
+    config.data.patch_size = (40, 40, 40)
+    config.stage1.epochs, config.stage2.epochs = 12, 36
+
+
 def _one_stage(config: Config) -> None:
     """Stage II from scratch, for as many epochs as both stages have (Tab. 11)."""
     config.stages = ('stage2',)
@@ -163,10 +171,16 @@ def _universal(config: Config) -> None:
 
 
 def _nnunet(config: Config) -> None:
-    """The backbone with a softmax over the seen classes: MSP, MaxLogit and SML of Tab. 1."""
+    """The backbone with a softmax over the seen classes, for as many epochs as stage I."""
     config.stages = ('pretrain',)
     config.pretrain = config.stage1.copy_and_resolve_references()
     config.pretrain.objective = 'segmentation'
+
+
+def _nnunet_long(config: Config) -> None:
+    """The same, for as many epochs as both stages have."""
+    _nnunet(config)
+    config.pretrain.epochs += config.stage2.epochs
 
 
 def _maxquery(config: Config) -> None:
@@ -221,6 +235,7 @@ def _train_on(*seen: str) -> Variant:
 VARIANTS = {
     'paper': _paper,
     'demo': _demo,
+    'coarse': _coarse,
     'no_ofg': _zept(ofg=False),  # Tab. 4
     'no_qrd': _zept(qrd=False),
     'no_pma': _zept(pma=False),
@@ -240,10 +255,12 @@ VARIANTS = {
     'seen_lung_kidney': _train_on('lung_tumor', 'kidney_tumor'),  # Tab. 13
     'seen_lung_liver': _train_on('lung_tumor', 'liver_tumor'),
     'seen_pancreas_liver': _train_on('pancreas_tumor', 'liver_tumor'),
-    'seen_pancreas_liver_kidney': _train_on('pancreas_tumor', 'liver_tumor', 'kidney_tumor'),
+    'seen_pancreas_liver_kidney': _train_on('pancreas_tumor', *_SEEN),
+    'seen_pancreas_liver_kidney_lung': _train_on('pancreas_tumor', 'lung_tumor', *_SEEN),
     'supervised': _train_on(*_SEEN, *_UNSEEN),  # Tab. 14
     'universal': _universal,
     'nnunet': _nnunet,
+    'nnunet_long': _nnunet_long,
     'maxquery': _maxquery,
     'synthcp': _synthcp,
 }

@@ -37,8 +37,8 @@ _OUTPUT_TYPE = flags.DEFINE_list(
 _SCORES = flags.DEFINE_list(
     'scores',
     None,
-    'Scores to write, the primary one first: query_logit (the MaxQuery score), query_softmax, '
-    'category_logit, category_softmax (alone without queries); of ZePT tumour_logit, query_logit, '
+    'Scores to write, the primary one first: query_logit (of MaxQuery and ZePT), query_softmax, '
+    'category_logit, category_softmax (alone without queries); of ZePT also tumour_logit, '
     'tumour_anomaly_logit, seen_logit, seen_anomaly_logit, unseen_logit; or all.',
 )
 _STEP_SIZE = flags.DEFINE_float(

@@ -42,24 +42,23 @@ class ZePTQueries:
 def zept_scores(stage: int, table: QueryTable) -> tuple[str, ...]:
     """Anomaly scores of a stage, the default one first.
 
-    `query_logit` is minus the largest organ logit: no organ's query responds (Eq. 7 at full
-    resolution). `tumour_logit` is the largest logit over all advanced queries: some tumour's query
-    responds. `seen_logit` is the same over the queries of tumours that training labels showed, and
-    `unseen_logit` over those of tumours that none did, whose masks nothing trained.
-    `tumour_anomaly_logit` is `tumour_logit` plus the anomaly map `query_logit`, which the released
-    code adds to every tumour's logit, and `seen_anomaly_logit` is `seen_logit` plus the map. The
+    `query_logit` is the anomaly score map of Eq. 7 at full resolution: minus the largest organ
+    logit, no organ's query responds. `tumour_logit` is the largest logit over all advanced queries:
+    some tumour's query responds. `seen_logit` is the same over the queries of tumours that training
+    labels showed, and `unseen_logit` over those of tumours that none did, whose masks nothing
+    trained. `tumour_anomaly_logit` is `tumour_logit` plus the map of Eq. 7, which the released code
+    adds to every tumour's logit, and `seen_anomaly_logit` is `seen_logit` plus the map. The
     tumours' logits of a network that does so itself (`model.zept.anomaly_logit_bias`) hold the map
     already, which is not added again.
 
-    Unspecified in the paper: the map behind the AUROC, AUPR and FPR95 of its Table 1. The masks
-    are what it evaluates, so the tumours' is the default of stage II; its logits rank voxels as its
-    probabilities do, and do not saturate. Where an organ's mask holds its tumours (Sec. 3.1;
-    `loss.organs_hold_tumours`), a trained `query_logit` is not meant to single them out. Stage I
-    has nothing but `query_logit`.
+    Unspecified in the paper: the score behind the AUROC and FPR95 of its Table 1. They are those of
+    OOD detection, whose score the paper takes over as Eq. 7, the one graded map that it defines:
+    that is the default. Outside all organs no organ's query responds either, so it ranks voxels
+    within the organs.
     """
     if stage == 1:
         return ('query_logit',)
-    names = ('tumour_logit', 'query_logit', 'tumour_anomaly_logit')
+    names = ('query_logit', 'tumour_logit', 'tumour_anomaly_logit')
     if not (_advanced(table, seen=True) and _advanced(table, seen=False)):
         return names  # the others would be of no query, or the same again
     return (*names, 'seen_logit', 'seen_anomaly_logit', 'unseen_logit')

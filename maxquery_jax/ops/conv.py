@@ -20,7 +20,7 @@ FORMS = ('plain', 'scan', 'planes', 'auto')
 
 # Multiply-adds of one sample from which the scan form repays its compile time (seconds a layer) on
 # a CPU within some hundred steps. A strided one pays earlier: the plain input gradient is naive.
-_SCAN_MIN_WORK = 2**24
+_SCAN_MIN_WORK = 2**23
 _SCAN_MIN_WORK_STRIDED = 2**20
 
 

@@ -90,7 +90,7 @@ def test_stage_two_predicts_unseen_tumours(model):
     assert {IDS['colon'], IDS['pancreas']} < {host for own in hosts for host in own}
     assert model.decide == NestedDecision(tuple(range(1, 26)), tuple(SEEN), UNSEEN, hosts)
     assert model.class_groups == (0, *[1] * 25, *[2] * 20)
-    every = ('tumour_logit', 'query_logit', 'tumour_anomaly_logit')
+    every = ('query_logit', 'tumour_logit', 'tumour_anomaly_logit')
     assert model.score_names == (*every, 'seen_logit', 'seen_anomaly_logit', 'unseen_logit')
     assert not model.fitted_scores and model.query_groups == ()
 

@@ -86,8 +86,8 @@ def test_scores(tiles):
     _, scores = forward_of(2)(model_of(2).params, tiles)
     organs, tumours = outputs.mask_logits[:, :3], outputs.mask_logits[:, 3:]
     expected = {
-        'tumour_logit': tumours.max(1),
         'query_logit': -organs.max(1),
+        'tumour_logit': tumours.max(1),
         'tumour_anomaly_logit': tumours.max(1) - organs.max(1),
         'seen_logit': tumours[:, 1],
         'seen_anomaly_logit': tumours[:, 1] - organs.max(1),
@@ -117,7 +117,7 @@ def test_a_network_that_adds_the_anomaly_map_itself_has_it_once(tiles):
 def test_the_sum_of_the_maps_is_the_map_of_the_sum(predicted):
     """Of a whole scan, over whose tiles the maps are means; files hold half precision."""
     _, folder, _ = predicted
-    parts = [read_map(folder / f'x_ood{end}.nii.gz') for end in ('', '-query_logit')]
+    parts = [read_map(folder / f'x_ood{end}.nii.gz') for end in ('', '-tumour_logit')]
     found = read_map(folder / 'x_ood-tumour_anomaly_logit.nii.gz')
     np.testing.assert_allclose(found, sum(parts), rtol=2e-3, atol=2e-3 * np.abs(parts).max())
 
@@ -212,7 +212,7 @@ def test_the_record_names_zero_shot_classes(predicted):
     assert content['labels'][4] == {**LABELS[4], 'predicted': True}
     by_lesion = sum(lesion['volume_ml'] for lesion in content['lesions'])
     assert by_lesion == pytest.approx(np.isin(label, (3, 4)).sum() * voxel_ml)
-    assert content['primary_score'] == 'tumour_logit' and content['case_ood_fallback'] is None
+    assert content['primary_score'] == 'query_logit' and content['case_ood_fallback'] is None
     expected = read_map(folder / 'x_ood.nii.gz')[np.isin(label, (3, 4))].mean()
     assert content['case_ood_score'] == pytest.approx(expected, rel=1e-3)
     table = LabelTable.from_json(content['labels'], 'x.json')

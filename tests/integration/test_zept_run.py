@@ -25,8 +25,8 @@ from tests import processes
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
 SCORES = (
-    'tumour_logit',
     'query_logit',
+    'tumour_logit',
     'tumour_anomaly_logit',
     'seen_logit',
     'seen_anomaly_logit',
