@@ -56,6 +56,8 @@ def estimate_all(
     inliers = [case for case in cases if not case.is_ood]
     unknown = [case for case in cases if case.is_ood]
     estimates = dice_estimates(inliers, table, estimate)
+    for role, chosen in (('tumour', inliers), ('ood', unknown)):
+        estimates |= any_dice_estimates(chosen, role, estimate)
     for metric in SURFACE_SUMMARIES:
         estimates |= surface_estimates(inliers, table, metric, estimate)
     estimates |= lesion_estimates(inliers, unknown, table, estimate)
@@ -71,13 +73,22 @@ def estimate_all(
 def dice_estimates(
     cases: Sequence[CaseMeasurement], table: LabelTable, estimate: Estimator
 ) -> Estimates:
-    """Dice per known class, its mean over organs and over tumour types, and of any tumour."""
+    """Dice per known class and its mean over organs and over tumour types."""
     result: Estimates = {}
-    tumour = [case.tumour_dice for case in cases]
     for summary in SUMMARIES:
         columns = _dice_columns([case.dice for case in cases], summary)
         result |= _class_estimates('dice', summary, columns, table, _KNOWN, estimate)
-        key, columns = f'dice_any/tumour/{summary}', _dice_columns(tumour, summary)
+    return result
+
+
+def any_dice_estimates(
+    cases: Sequence[CaseMeasurement], role: str, estimate: Estimator
+) -> Estimates:
+    """Dice of all tumours joined to one: of 'tumour' over inlier cases, of 'ood' over OOD cases."""
+    result: Estimates = {}
+    tumour = [case.tumour_dice for case in cases]
+    for summary in SUMMARIES:
+        key, columns = f'dice_any/{role}/{summary}', _dice_columns(tumour, summary)
         if columns is not None:
             statistic, defined = columns
             result[key] = estimate(statistic, len(cases), counted=defined.sum(axis=0))[0]

@@ -77,7 +77,7 @@ class CaseMeasurement:
     Attributes:
         case: id.
         dice: voxel counts of the classes that may be predicted (`LabelTable.predicted_ids`).
-        tumour_dice: voxel counts of the tumour classes among them joined to one.
+        tumour_dice: voxel counts of all tumours, known and unknown, joined to one.
         surfaces: NSD and HD95 of the same classes.
         lesions: of each tumour and OOD class.
         pooled_lesions: of `POOLED_LESIONS`.
@@ -260,7 +260,8 @@ def _measure_shapes(
     predicted, true = (np.ascontiguousarray(view[box]) for view in views)
     tumours = table.tumour_ids
     any_tumour = DiceCounts.empty((1,)).update(
-        *(np.isin(labels, tumours).view(np.uint8) for labels in (predicted, true))
+        np.isin(predicted, tumours).view(np.uint8),
+        np.isin(true, (*tumours, *table.ids('ood'))).view(np.uint8),
     )
     surfaces = measure_surfaces(
         predicted, true, table.predicted_ids, orientation.spacing_mm, settings.nsd_tolerance_mm

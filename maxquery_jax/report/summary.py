@@ -229,17 +229,15 @@ def _counts(
 
 def _policy(resamples: int, seed: int, settings: Settings, zero_shot: bool) -> dict[str, Any]:
     inlier = 'inlier cases: no OOD voxel in the truth'
-    tumours = 'all known tumour classes'
     if zero_shot:
         inlier += '; of zero-shot classes (role ood, predicted) all cases'
-        tumours += ', and zero-shot classes,'
     return {
         'dice': {
             'cases': inlier,
             'both_empty': 'undefined, skipped and counted',
             'truth_empty': 'zero in case_mean, left out of present_mean',
             'class_mean': 'unweighted mean over the classes that any case defines',
-            'any_tumour': f'{tumours} joined, in prediction and truth',
+            'any_tumour': 'all tumours, known and unknown, joined, in prediction and truth',
             'nested': 'the most specific class of a voxel counts, in prediction and truth: an '
             'organ is measured without its tumours',
         },

@@ -81,6 +81,9 @@ class Column:
 def parse_column(key: str, where: str) -> Column:
     """Reads 'auroc', 'auroc/organ/pooled', 'auroc/colon_tumor', 'dice/cyst', 'dice/types', ...
 
+    'dice_any/CLASS' is, over the cases that hold an OOD class, the Dice of all tumours as one: how
+    well its tumours are found, whatever they are called.
+
     '@GROUP' at the end of any of these is the same over the cases of one group.
 
     Raises:
@@ -98,6 +101,9 @@ def parse_column(key: str, where: str) -> Column:
         raise UserError(f'{where}: no column {key!r}: choose from {", ".join(known)}')
     if metric in VOXEL_METRICS:
         return _parse_voxel_column(key, metric, rest, where)
+    if metric == 'dice_any' and len(rest) == 1:
+        title = f'Dice as any tumour: {_class_title(rest[0])}'
+        return Column(key, metric, title, '%', False, tumour=rest[0])
     if rest and (metric not in CLASS_METRICS or len(rest) > 1):
         raise UserError(f'{where}: column {key!r} has too many parts')
     if rest and rest[0] != TYPES:

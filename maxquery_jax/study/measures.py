@@ -85,6 +85,8 @@ def measure(evaluation: Evaluation, column: Column, score: str) -> Measured | No
         return _case_auc(evaluation, score)
     if column.metric.startswith('lesion_sensitivity'):
         return _lesion_sensitivity(evaluation, column)
+    if column.metric == 'dice_any' and column.tumour:
+        return _any_of_classes(evaluation, column)
     if column.metric == 'dice_any':
         return _class_mean(evaluation, dataclasses.replace(column, tumour='tumour'))
     if column.metric in CLASS_METRICS:
@@ -113,8 +115,7 @@ def _class_voxel(evaluation: Evaluation, column: Column, score: str) -> Measured
         for case in cases
     ):
         return None
-    held = dict.fromkeys(name for case in cases for name in case['ood_labels'])
-    names = tuple(held) if column.tumour == OOD else tuple(column.tumour.split('+'))
+    names = _ood_names(cases, column)
     values = np.full((len(cases), len(names)), np.nan)
     for row, case in enumerate(cases):
         for index, name in enumerate(names):
@@ -123,6 +124,25 @@ def _class_voxel(evaluation: Evaluation, column: Column, score: str) -> Measured
                     return _summary_class_voxel(evaluation, column, score)
                 values[row, index] = _nan(case['ood'][score][column.region][column.metric])
     return _mean(values, of_all=True) if names else None
+
+
+def _any_of_classes(evaluation: Evaluation, column: Column) -> Measured | None:
+    """Dice of any tumour over the cases that hold each OOD class; the mean of several classes."""
+    cases = evaluation.cases
+    if any('ood_labels' not in case for case in cases):
+        return None
+    names = _ood_names(cases, column)
+    values = np.full((len(cases), len(names)), np.nan)
+    for row, case in enumerate(cases):
+        for index, name in enumerate(names):
+            if name in case['ood_labels']:
+                values[row, index] = _nan(case['dice_any']['tumour'])
+    return _mean(values, of_all=True) if names else None
+
+
+def _ood_names(cases: Sequence[Mapping[str, Any]], column: Column) -> tuple[str, ...]:
+    held = dict.fromkeys(name for case in cases for name in case['ood_labels'])
+    return tuple(held) if column.tumour == OOD else tuple(column.tumour.split('+'))
 
 
 def _summary_class_voxel(evaluation: Evaluation, column: Column, score: str) -> Measured | None:

@@ -106,10 +106,12 @@ def test_dice_of_any_tumour(folders):
     values = []
     for case in helper.CASES:
         p = np.isin(helper.make_prediction(case), (2, 3))
-        t = np.isin(helper.make_truth(case), (2, 3))
+        t = np.isin(helper.make_truth(case), (2, 3, 4))
         values.append(2 * (p & t).sum() / (p.sum() + t.sum()))
         assert _case(summary, case)['dice_any'] == {'tumour': pytest.approx(values[-1])}
     assert _value(summary, 'dice_any/tumour/case_mean') == pytest.approx(np.mean(values[:3]))
+    assert _value(summary, 'dice_any/ood/case_mean') == pytest.approx(np.mean(values[3:]))
+    assert min(values[3:]) > 0.5  # unknown tumours that are found by the name of a known one count
 
 
 def _slow_lesions(case, min_ml, overlap):

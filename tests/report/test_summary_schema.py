@@ -22,7 +22,7 @@ PATTERNS = {
     r'ood/(query_logit|category_logit)/(organ|host|interior|whole)/'
     r'(case_mean|pooled)/(auroc|aupr|fpr95)': 48,
     r'ood_case/(query_logit|category_logit)/auc(_without_fallback)?': 4,
-    r'dice_any/tumour/(case_mean|present_mean|pooled)': 3,
+    r'dice_any/(tumour|ood)/(case_mean|present_mean|pooled)': 6,
     r'nsd/(liver|cyst|hcc)/(case_mean|present_mean)': 6,
     r'nsd_mean/(organ|tumour)/(case_mean|present_mean)': 4,
     r'hd95/(liver|cyst|hcc)/case_mean': 3,

@@ -96,12 +96,13 @@ def test_dice_is_over_all_cases_and_of_known_classes_over_inlier_cases(summary):
 
 def test_any_tumour_counts_zero_shot_predictions(summary):
     tumours = {}
-    for case in ('a', 'b'):
+    for case in CASES:
         prediction, truth = make_prediction(case), make_truth(case)
-        prediction, truth = np.isin(prediction, (2, 3, 4)), np.isin(truth, (2, 3, 4))
+        prediction, truth = np.isin(prediction, (2, 3, 4)), np.isin(truth, (2, 3, 4, 5))
         tumours[case] = 2 * (prediction & truth).sum() / (prediction.sum() + truth.sum())
-    value = summary['metrics']['dice_any/tumour/case_mean']['value']
-    assert value == pytest.approx(np.mean(list(tumours.values())))
+    for role, cases in (('tumour', 'ab'), ('ood', 'cde')):
+        value = summary['metrics'][f'dice_any/{role}/case_mean']['value']
+        assert value == pytest.approx(np.mean([tumours[case] for case in cases]))
 
 
 def test_lesions_of_a_zero_shot_class_can_be_called_by_its_name(summary):

@@ -35,6 +35,7 @@ def evaluation(**fields: Any) -> Any:
                 'truth_voxels': voxels,
                 'dice': dict(zip(NAMES, dice, strict=True)),
                 'nsd': dict(zip(NAMES, dice, strict=True)),
+                'dice_any': {'tumour': 0.1 + number / 10},
                 'lesions': {n: {'truth': voxels[n], 'found': 0} for n in ('t', 'x', 'y')},
                 'ood': {'s': {'organ': {'auroc': auroc}, 'whole': {'auroc': auroc and 1 - auroc}}},
             }
@@ -60,6 +61,9 @@ def evaluation(**fields: Any) -> Any:
         ('dice/t', 0.8),
         ('dice/organ', 0.6),
         ('lesion_sensitivity/x', 0.0),
+        ('dice_any/x', (0.1 + 0.2) / 2),  # cases that hold it, whatever it was called
+        ('dice_any/x+y', (0.15 + 0.3) / 2),
+        ('dice_any/ood', (0.15 + 0.3) / 2),
     ],
 )
 def test_columns_by_hand(column, expected):
@@ -69,7 +73,8 @@ def test_columns_by_hand(column, expected):
 
 
 @pytest.mark.parametrize(
-    'column', ['auroc/z', 'auroc/x+z', 'dice_present/x+t+z', 'dice/z', 'lesion_sensitivity/z']
+    'column',
+    ['dice_any/z', 'auroc/z', 'auroc/x+z', 'dice_present/x+t+z', 'dice/z', 'lesion_sensitivity/z'],
 )
 def test_a_class_that_is_not_there_has_no_number(column):
     found = measure(evaluation(), parse_column(column, 'test'), 's')
@@ -101,6 +106,7 @@ def test_cases_of_several_classes_leave_only_the_number_of_the_summary():
     assert measure(mixed, parse_column('auroc/x+y', 'test'), 's') is None
     mixed.cases[0].pop('ood_labels')  # a summary of an older program
     assert measure(mixed, parse_column('auroc/x', 'test'), 's') is None
+    assert measure(mixed, parse_column('dice_any/x', 'test'), 's') is None
 
 
 GROUPS = {'c0': 'soft', 'c1': 'hard', 'c2': 'hard', 'c3': 'hard'}
@@ -114,6 +120,7 @@ GROUPS = {'c0': 'soft', 'c1': 'hard', 'c2': 'hard', 'c3': 'hard'}
         ('auroc/x@soft', 0.5, 1),
         ('auroc/x/whole@hard', 0.3, 3),
         ('dice_present/x@soft', 0.2, 1),
+        ('dice_any/x@hard', 0.2, 3),
         ('dice/x@hard', (0.4 + 0.0) / 2, 3),
         ('dice@hard', 0.8, 3),
         ('lesion_sensitivity/t@hard', 0.0, 3),
@@ -179,6 +186,7 @@ def test_a_table_compares_rows_within_a_group_and_counts_its_cases():
         ('auroc/ood', 'AUROC: mean of unseen tumours'),
         ('dice/x', 'x'),
         ('dice/organ', 'Dice, mean of organs'),
+        ('dice_any/x', 'Dice as any tumour: x'),
         ('nsd_present/x', 'NSD where present: x'),
         ('fpr95/x/whole@y z', 'FPR95 (whole volume): x @ y z'),
     ],
