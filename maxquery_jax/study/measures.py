@@ -115,15 +115,13 @@ def _class_voxel(evaluation: Evaluation, column: Column, score: str) -> Measured
         for case in cases
     ):
         return None
-    names = _ood_names(cases, column)
-    values = np.full((len(cases), len(names)), np.nan)
-    for row, case in enumerate(cases):
-        for index, name in enumerate(names):
-            if name in case['ood_labels']:
-                if len(case['ood_labels']) > 1:  # its own value counts other classes too
-                    return _summary_class_voxel(evaluation, column, score)
-                values[row, index] = _nan(case['ood'][score][column.region][column.metric])
-    return _mean(values, of_all=True) if names else None
+    names = set(_ood_names(cases, column))
+    if any(len(case['ood_labels']) > 1 and names & {*case['ood_labels']} for case in cases):
+        # The value of such a case counts its other classes too.
+        return _summary_class_voxel(evaluation, column, score)
+    return _mean_of_ood(
+        cases, column, lambda case: case['ood'][score][column.region][column.metric]
+    )
 
 
 def _any_of_classes(evaluation: Evaluation, column: Column) -> Measured | None:
@@ -131,16 +129,26 @@ def _any_of_classes(evaluation: Evaluation, column: Column) -> Measured | None:
     cases = evaluation.cases
     if any('ood_labels' not in case for case in cases):
         return None
+    return _mean_of_ood(cases, column, lambda case: case['dice_any']['tumour'])
+
+
+def _mean_of_ood(
+    cases: Sequence[Mapping[str, Any]],
+    column: Column,
+    value_of: Callable[[Mapping[str, Any]], float | None],
+) -> Measured | None:
+    """Mean over the column's OOD classes of the mean over the cases that hold each."""
     names = _ood_names(cases, column)
     values = np.full((len(cases), len(names)), np.nan)
     for row, case in enumerate(cases):
         for index, name in enumerate(names):
             if name in case['ood_labels']:
-                values[row, index] = _nan(case['dice_any']['tumour'])
+                values[row, index] = _nan(value_of(case))
     return _mean(values, of_all=True) if names else None
 
 
 def _ood_names(cases: Sequence[Mapping[str, Any]], column: Column) -> tuple[str, ...]:
+    """The OOD classes that a column is about."""
     held = dict.fromkeys(name for case in cases for name in case['ood_labels'])
     return tuple(held) if column.tumour == OOD else tuple(column.tumour.split('+'))
 
