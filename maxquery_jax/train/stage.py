@@ -165,7 +165,7 @@ def build_stage(
         accumulate=cfg.accumulate,
         frozen_steps=cfg.optim.frozen_epochs * cfg.steps_per_epoch,
         model_inputs=_make_model_inputs(cfg, config, manifest),
-        model_params=layout.model_params,
+        model_params=_make_model_params(cfg, config, manifest, layout),
     )
     masks = _make_masks(cfg, config, manifest)
     return Stage(
@@ -207,6 +207,16 @@ def _make_model_inputs(cfg: Config, config: Config, manifest: Manifest) -> steps
     if zept_stage.is_box_prompted(cfg, config):
         return zept_stage.make_box_prompt(config, manifest)
     return steps.image_alone
+
+
+def _make_model_params(
+    cfg: Config, config: Config, manifest: Manifest, layout: StateLayout
+) -> steps.ModelParams:
+    """What the model of a stage is trained with in place of the stored parameters."""
+    if not zept_stage.has_query_table(cfg.objective):
+        return layout.model_params
+    tie = zept_stage.tie_unseen_queries(cfg, config, manifest)
+    return lambda params: tie(layout.model_params(params))
 
 
 def _make_masks(cfg: Config, config: Config, manifest: Manifest) -> steps.Masks:

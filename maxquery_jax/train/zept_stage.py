@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from maxquery_jax.baselines.universal import universal_objective
 from maxquery_jax.data.store import Manifest
@@ -19,8 +20,8 @@ from maxquery_jax.train.query_table import (
     query_hosts,
     query_names,
 )
-from maxquery_jax.train.steps import ModelInputs, Objective
-from maxquery_jax.typing import Batch, Config
+from maxquery_jax.train.steps import ModelInputs, ModelParams, Objective, as_stored
+from maxquery_jax.typing import Batch, Config, PyTree
 
 KNOWLEDGE_FILE = 'knowledge.safetensors'
 """Of a run: the embeddings that it was trained with, so that it can be moved and outlive them."""
@@ -90,6 +91,32 @@ def make_box_prompt(config: Config, manifest: Manifest) -> ModelInputs:
         return {'prompt': rasterise_boxes(boxes, (depth, height, width), margin=margin)}
 
     return box_prompt
+
+
+def tie_unseen_queries(cfg: Config, config: Config, manifest: Manifest) -> ModelParams:
+    """Keeps advanced queries equal that start equal and that no loss tells apart.
+
+    Eq. 11 and the masks train the queries of seen tumours. The zero-initialised others get equal
+    gradients but for rounding, which differs between the rows of a matrix product on some
+    processors; over a training it would tell them apart by chance. They are called by their mean,
+    so that they get the mean of their gradients, to the last bit.
+    """
+    may_differ = cfg.loss.align_unseen or config.model.zept.advanced_init != 'zeros'
+    if cfg.objective != 'zept_stage2' or may_differ:
+        return as_stored
+    table = query_table(config, manifest)
+    unseen = np.array(table.classes[table.num_fundamental :]) == UNSEEN
+    rows = np.flatnonzero(unseen)
+    if len(rows) < 2:
+        return as_stored
+
+    def tied(params: PyTree) -> PyTree:
+        decoder = params['refinement_decoder']
+        queries = decoder['queries']
+        queries = queries.at[rows].set(jnp.mean(queries[rows], axis=0))
+        return {**params, 'refinement_decoder': {**decoder, 'queries': queries}}
+
+    return tied
 
 
 def make_objective(cfg: Config, config: Config, manifest: Manifest) -> Objective:

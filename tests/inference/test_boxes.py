@@ -54,7 +54,7 @@ def show_prompt(params, tiles):
     """A forward whose anomaly map is the prompt of each tile, so that files show where it lies."""
     prompt = tiles[..., -1].astype(jnp.float32)
     assert tiles.shape[-1] == len(CHANNELS) + 1
-    return jnp.zeros((*prompt.shape, len(LABELS))), {'tumour_logit': prompt}
+    return jnp.zeros((*prompt.shape, len(LABELS))), {'query_logit': prompt}
 
 
 @functools.cache
