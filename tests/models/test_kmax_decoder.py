@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import meta
+from random_params import draw_params
 
 from maxquery_jax.models.kmax_decoder import (
     ClusterHead,
@@ -25,19 +26,8 @@ def normal(seed, *shape):
 
 
 def init(module, *args):
-    """Random parameters without compiling `init`; no scale is one and no bias zero."""
-    shapes = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *args))['params']
-    rng = np.random.default_rng(7)
-
-    def draw(path, leaf):
-        values = rng.normal(0, 1, leaf.shape)
-        if len(leaf.shape) == 2:
-            values /= leaf.shape[0] ** 0.5
-        else:
-            values = 0.2 * values + ('scale' in path[-1].key)
-        return values.astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    """Random parameters; no scale is one and no bias zero."""
+    return draw_params(jax.eval_shape(module.init, jax.random.key(0), *args)['params'], seed=7)
 
 
 # The oracle, in float64.

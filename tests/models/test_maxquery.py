@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import meta
+from random_params import draw_params
 
 from maxquery_jax import axes
 from maxquery_jax.losses.total import maxquery_objective
@@ -66,19 +67,7 @@ def abstract_params(model, image):
 
 @pytest.fixture(scope='module')
 def params(image):
-    """Random parameters drawn without compiling `init`; norms near their start."""
-    rng = np.random.default_rng(2)
-
-    def draw(path, leaf):
-        values = rng.normal(0, 1, leaf.shape)
-        if len(leaf.shape) == 2:
-            values /= leaf.shape[0] ** 0.5
-        else:
-            values = 0.2 * values + ('scale' in path[-1].key)
-        return values.astype(leaf.dtype)
-
-    shapes = meta.unbox(abstract_params(build(), image))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return draw_params(abstract_params(build(), image), seed=2)
 
 
 def path_names(tree) -> dict[str, jax.Array]:

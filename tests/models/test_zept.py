@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import meta
+from random_params import draw_params
 
 from maxquery_jax import axes
 from maxquery_jax.errors import UserError
@@ -76,18 +77,7 @@ def abstract_params(model, image):
 
 
 def draw(model, image):
-    """Random parameters drawn without compiling `init`; norms near their start."""
-    rng = np.random.default_rng(2)
-
-    def one(path, leaf):
-        values = rng.normal(0, 1, leaf.shape)
-        if len(leaf.shape) == 2:
-            values /= leaf.shape[0] ** 0.5
-        else:
-            values = 0.2 * values + ('scale' in path[-1].key)
-        return values.astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(one, meta.unbox(abstract_params(model, image)))
+    return draw_params(abstract_params(model, image), seed=2)
 
 
 @pytest.fixture(scope='module')
