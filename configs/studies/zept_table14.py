@@ -17,7 +17,7 @@ _VARIANTS = {
 
 
 def get_config(arg: str | None = None) -> Config:
-    """An experiment of `configs/zept.py` whose phantoms hold each of 20 kinds about ten times."""
+    """An experiment of `configs/zept.py` whose 200 phantoms hold each tumour about 30 times."""
     config = zept.get_config(arg)
     if config.data.phantom:
         config.data.phantom.num_train = 196
