@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import meta
-from random_params import draw_params
 
 from maxquery_jax.models.kmax_decoder import (
     ClusterHead,
@@ -17,6 +16,7 @@ from maxquery_jax.models.kmax_decoder import (
     QueryDecoder,
 )
 from maxquery_jax.typing import PixelFeatures
+from tests.models.random_params import draw_params
 
 Q, C, N, K, HEADS = 8, 6, 5, 3, 2
 

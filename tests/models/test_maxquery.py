@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import meta
-from random_params import draw_params
 
 from maxquery_jax import axes
 from maxquery_jax.losses.total import maxquery_objective
@@ -15,6 +14,7 @@ from maxquery_jax.models.maxquery import MaxQuery, anomaly_map, average_pool, se
 from maxquery_jax.ops.anomaly import SCORES
 from maxquery_jax.ops.assignment import aggregate, assignment
 from maxquery_jax.typing import PixelFeatures
+from tests.models.random_params import draw_params
 
 SHAPE, N, K = (4, 8, 8), 6, 4
 GROUPS = {'query_groups': (2, 1, 3), 'class_groups': (0, 1, 2, 2)}

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import meta
-from random_params import draw_params
 
 from maxquery_jax import axes
 from maxquery_jax.errors import UserError
@@ -19,6 +18,7 @@ from maxquery_jax.models.maxquery import average_pool
 from maxquery_jax.models.zept import STAGE1_MODULES, ZePT, anomaly_map
 from maxquery_jax.models.zept_decoders import ZePTOptions
 from maxquery_jax.typing import PixelFeatures
+from tests.models.random_params import draw_params
 
 # Compiling is nearly all of a test's time.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
